@@ -1,0 +1,170 @@
+"""Changes that both nodes must agree to: asking the peer, and answering when it asks.
+
+Rules:
+1. One request of ours is outstanding at a time; the rest wait in line. An answer may only fail to
+   come with the connection, and then the asker is told None.
+2. When both ask at once, the arbiter refuses the other's request (-19); the other yields.
+3. The answerer makes the change first and replies afterwards.
+What this file must not know: what an administrator typed.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from protocol.errors import WireError
+from protocol.packets import Command, StateReply, StateRequest, encode
+from protocol.states import CONN_MASK, CONN_SHIFT, Conn, Disk, Role
+from replicator.engine.states import (
+    REFUSALS,
+    adjust,
+    apply_request,
+    mirror_request,
+    permitted,
+    possible,
+    valid,
+)
+
+if TYPE_CHECKING:
+    from replicator.engine.resource import Resource
+    from replicator.engine.volume import Volume
+
+SUCCESS = 1
+CONCURRENT = -19
+UNSUPPORTED = -17
+
+Answer = Callable[[int | None], None]
+"""The peer's code (1 or more is yes), or None if the connection ended first."""
+
+
+class _Asked:
+    __slots__ = ("answer", "command", "request", "volume")
+
+    def __init__(self, command: Command, volume: int, request: StateRequest, answer: Answer):
+        self.command = command
+        self.volume = volume
+        self.request = request
+        self.answer = answer
+
+
+class Cluster:
+    def __init__(self, resource: Resource) -> None:
+        self._resource = resource
+        self._waiting: deque[_Asked] = deque()
+        self._asked: _Asked | None = None
+
+    # --- asking -------------------------------------------------------------------------------
+
+    def ask(self, volume: Volume, mask: int, val: int, answer: Answer) -> None:
+        """May this volume of ours change like that?"""
+        self._enqueue(_Asked(Command.STATE_CHG_REQ, volume.number, StateRequest(mask, val), answer))
+
+    def ask_to_disconnect(self, mask: int, val: int, answer: Answer) -> None:
+        self._enqueue(_Asked(Command.CONN_ST_CHG_REQ, 0, StateRequest(mask, val), answer))
+
+    def _enqueue(self, asked: _Asked) -> None:
+        self._waiting.append(asked)
+        self._next()
+
+    def _next(self) -> None:
+        if self._asked is not None or not self._waiting:
+            return
+        asked = self._waiting.popleft()
+        link = self._resource.replication.link
+        if link is None:
+            self._resource.soon(lambda: asked.answer(None))
+            self._next()
+            return
+        self._asked = asked
+        link.send_data(encode(asked.volume, asked.command, asked.request))
+
+    def replied(self, command: int, reply: StateReply) -> None:
+        """The peer's answer."""
+        asked = self._asked
+        expected = {
+            Command.STATE_CHG_REQ: Command.STATE_CHG_REPLY,
+            Command.CONN_ST_CHG_REQ: Command.CONN_ST_CHG_REPLY,
+        }
+        if asked is None or expected[asked.command] != command:
+            raise WireError(f"{Command(command).name} {reply.retcode}: nothing was asked")
+        self._asked = None
+        asked.answer(reply.retcode)
+        self._next()
+
+    def connection_lost(self) -> None:
+        lost = [self._asked] if self._asked is not None else []
+        lost += self._waiting
+        self._asked = None
+        self._waiting.clear()
+        for asked in lost:
+            asked.answer(None)
+
+    # --- answering ----------------------------------------------------------------------------
+
+    def requested(self, volume: Volume, request: StateRequest) -> None:
+        """The peer wants to change its state."""
+        code = self._judge(volume, request)
+        link = self._resource.replication.link
+        if code < SUCCESS:
+            text = REFUSALS.get(code, "refused")
+            volume.log("info", f"refused a state change of the peer: ({code}) {text}")
+        if link is not None:
+            link.send_meta(encode(volume.number, Command.STATE_CHG_REPLY, StateReply(code)))
+
+    def _judge(self, volume: Volume, request: StateRequest) -> int:
+        """Refuse, or carry out and say so."""
+        link = self._resource.replication.link
+        if self._asked is not None and link is not None and link.arbiter:
+            return CONCURRENT
+        try:
+            mask, val = mirror_request(request.mask, request.val)
+            wanted = apply_request(volume.state, mask, val)
+        except ValueError:
+            return UNSUPPORTED
+        if wanted.conn in (Conn.VerifyS, Conn.VerifyT):
+            return UNSUPPORTED
+        old, new = volume.state, adjust(wanted, old=volume.state)
+        net = self._resource.settings.net
+        code = (
+            possible(old, new)
+            or valid(
+                new,
+                two_primaries=net.allow_two_primaries,
+                fencing=volume.settings.disk.fencing,
+                old=old,
+            )
+            or permitted(old, new, exchanging_parameters=old.conn is Conn.WFReportParams)
+        )
+        if code:
+            return code
+        if (
+            new.peer is Role.Primary
+            and new.pdsk is Disk.UpToDate
+            and old.pdsk is not Disk.UpToDate
+            and new.disk <= Disk.Inconsistent
+        ):
+            volume.exchange.consider_resync = True
+        if new.conn in (Conn.StartingSyncS, Conn.StartingSyncT) and new.conn is not old.conn:
+            volume.start_full_sync(new.conn)
+        else:
+            volume.change(**new._asdict())
+        return SUCCESS
+
+    def disconnect_requested(self, request: StateRequest) -> None:
+        """The peer's administrator disconnects; it may ask us to be Outdated afterwards."""
+        resource = self._resource
+        link = resource.replication.link
+        assert link is not None
+        conn = request.val >> CONN_SHIFT & CONN_MASK
+        if conn != Conn.Disconnecting:
+            link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(UNSUPPORTED)))
+            return
+        mask, val = mirror_request(request.mask, request.val)
+        for volume in resource.volumes.values():
+            wanted = apply_request(volume.state, mask, val)
+            if wanted.disk is Disk.Outdated and volume.state.disk > Disk.Outdated:
+                volume.outdate_after_disconnect = True
+        link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(SUCCESS)))
+        link.fail(Conn.TearDown, "the peer disconnected on its administrator's request")

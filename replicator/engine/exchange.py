@@ -1,0 +1,497 @@
+"""What two nodes tell each other about one volume when they meet, and the decision that follows.
+
+Order on the wire: sync parameters, sizes, UUIDs, state; the first state of the peer triggers the
+decision (`handshake`). Then the bitmaps, if somebody is to be synchronised.
+
+Rules:
+1. The decision is taken once per connection (or attach, or forced promotion), from what was said.
+2. Bits merged from the peer, and bits set for a full sync, are durable before anybody acts on them.
+3. Between the packets of a bitmap nothing else is sent on the data socket.
+What this file must not know: how sockets are found, how blocks are transferred.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from protocol import compat
+from protocol.bitmaps import BitmapReceiver, BitmapSender
+from protocol.errors import WireError
+from protocol.packets import (
+    BlockDesc,
+    Command,
+    Raw,
+    Sizes,
+    StateReport,
+    SyncParam,
+    SyncUuid,
+    Uuids,
+    encode,
+)
+from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.generations import UuidSet
+from replicator.engine.handshake import Handshake, Outcome, Verdict, resolve
+
+if TYPE_CHECKING:
+    from replicator.engine.link import Link
+    from replicator.engine.volume import Volume
+
+FLAG_DISCARD_MY_DATA = 1
+FLAG_CRASHED_PRIMARY = 2
+FLAG_INCONSISTENT = 4
+FLAG_SKIP_INITIAL_SYNC = 8
+
+BITMAP_WINDOW = 1 << 20
+"""Bytes of bitmap packets queued at once; the rest follows when the system has taken them."""
+
+SYNC_STARTING = (Conn.StartingSyncS, Conn.StartingSyncT, Conn.WFBitMapS, Conn.WFBitMapT)
+
+
+class Exchange:
+    """The peer's half of the knowledge about one volume, as long as the connection lasts."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.peer_uuids: UuidSet | None = None
+        self.peer_flags = 0
+        self.peer_weight = 0
+        self._announced_weight = 0
+        self.sizes: Sizes | None = None
+        self.decided = False
+        self.consider_resync = False
+        """Both disks were Inconsistent and the peer was just forced Primary."""
+        self._receiver: BitmapReceiver | None = None
+        self._preparing = False
+        self._early_uuid: int | None = None
+
+    @property
+    def _link(self) -> Link | None:
+        return self._volume.resource.replication.link
+
+    def forget(self) -> None:
+        """The connection is gone, and with it everything the peer said."""
+        self.peer_uuids = None
+        self.peer_flags = self.peer_weight = 0
+        self.sizes = None
+        self.decided = False
+        self.consider_resync = False
+        self._receiver = None
+        self._preparing = False
+        self._early_uuid = None
+
+    # --- telling ------------------------------------------------------------------------------
+
+    def _send(self, command: Command, packet: object) -> None:
+        link = self._link
+        if link is not None:
+            link.send_data(
+                encode(self._volume.number, command, packet, wsame=link.with_wsame)  # type: ignore[arg-type]
+            )
+
+    def announce(self) -> None:
+        """The whole report at the start of a connection."""
+        self._send(Command.SYNC_PARAM89, self._sync_param())
+        self.send_sizes()
+        if self._volume.store is not None:
+            self.send_uuids()
+        self.send_state()
+
+    def announce_disk(self) -> None:
+        """A disk was attached while connected: sizes, UUIDs, and the state Negotiating."""
+        self.decided = False
+        self.send_sizes()
+        self.send_uuids()
+        self.send_state()
+
+    def _sync_param(self) -> SyncParam:
+        disk, net = self._volume.settings.disk, self._volume.resource.settings.net
+        return SyncParam(
+            max(1, disk.resync_rate >> 10),
+            net.verify_alg,
+            net.csums_alg,
+            round(disk.c_plan_ahead * 10),
+            round(disk.c_delay_target * 10),
+            disk.c_fill_target >> 9,
+            max(1, disk.c_max_rate >> 10) if disk.c_max_rate else 4 << 20,
+        )
+
+    def send_sizes(self) -> None:
+        volume = self._volume
+        self._send(
+            Command.SIZES,
+            Sizes(
+                volume.own_capacity,
+                volume.settings.disk.size >> 9,
+                volume.size_sectors,
+                discard_enabled=1,
+            ),
+        )
+
+    def send_uuids(self, flags: int = 0) -> None:
+        store = self._volume.store
+        if store is None:
+            return
+        if self._volume.resource.discard_my_data:
+            flags |= FLAG_DISCARD_MY_DATA
+        if self._volume.crashed_primary:
+            flags |= FLAG_CRASHED_PRIMARY
+        if self._real_own_disk() is Disk.Inconsistent:
+            flags |= FLAG_INCONSISTENT
+        uuids = store.uuids
+        self._announced_weight = store.bitmap.weight
+        self._send(
+            Command.UUIDS,
+            Uuids(
+                uuids.current,
+                uuids.bitmap,
+                uuids.history0,
+                uuids.history1,
+                self._announced_weight,
+                flags,
+            ),
+        )
+
+    def send_state(self) -> None:
+        self._send(Command.STATE, StateReport(self._volume.state.pack()))
+
+    def send_out_of_sync(self, sector: int, nsectors: int) -> None:
+        self._send(Command.OUT_OF_SYNC, BlockDesc(sector, nsectors << 9))
+
+    # --- hearing ------------------------------------------------------------------------------
+
+    def got_sync_param(self, packet: SyncParam) -> None:
+        if self.decided:
+            return
+        problem = compat.compare_sync_param(self._sync_param(), packet)
+        if problem is not None:
+            self._volume.resource.refuse_peer(f"{self._volume.name}: {problem}")
+
+    def got_sizes(self, packet: Sizes) -> None:
+        """Agree on the size (generations: size negotiation)."""
+        volume = self._volume
+        self.sizes = packet
+        own, peer = volume.own_capacity, packet.d_size
+        if own and peer:
+            size = min(own, peer)
+        elif volume.store is None:
+            size = volume.size_sectors or packet.c_size or packet.u_size or peer
+        else:
+            size = min(volume.size_sectors or own, own)
+        wanted = [w for w in (volume.settings.disk.size >> 9, packet.u_size) if w]
+        if wanted and min(wanted) <= size:
+            size = min(wanted)
+        shrinks = size < volume.size_sectors
+        if shrinks and (volume.state.disk >= Disk.Outdated or volume.users):
+            volume.resource.refuse_peer(
+                f"{volume.name}: the peer's disk is too small: this volume has "
+                f"{volume.size_sectors} sectors, the peer offers {peer}"
+            )
+            return
+        grew = size > volume.size_sectors
+        if size != volume.size_sectors:
+            volume.set_size(size)
+            volume.write_superblock()
+        if self.decided and packet.c_size != size and packet.c_size:
+            self.send_sizes()
+        if grew and self.decided and volume.store is not None:
+            volume.store.bitmaps.write_dirty()
+
+    def got_uuids(self, packet: Uuids) -> None:
+        volume = self._volume
+        self.peer_uuids = UuidSet(packet.current, packet.bitmap, packet.history0, packet.history1)
+        self.peer_flags = packet.flags
+        self.peer_weight = packet.dirty_bits
+        if volume.store is None and volume.state.role is Role.Primary and self.decided:
+            volume.exposed_uuid = packet.current
+        if packet.flags & FLAG_SKIP_INITIAL_SYNC and volume.state.conn is Conn.Connected:
+            self._skip_initial_sync(packet)
+
+    def _skip_initial_sync(self, packet: Uuids) -> None:
+        """The peer's administrator vouches that both fresh disks hold the same."""
+        volume = self._volume
+        store = volume.store
+        if store is None or store.uuids.current & ~1 != 4:
+            return
+        store.bitmap.clear_all()
+        store.uuids.current = packet.current & ~1
+        store.uuids.bitmap = 0
+        store.bitmaps.write_dirty()
+        volume.change(disk=Disk.UpToDate, pdsk=Disk.UpToDate)
+        volume.write_superblock()
+
+    def got_state(self, packet: StateReport) -> None:
+        """The peer reports its state; the first report, and some others, start the decision."""
+        volume = self._volume
+        try:
+            peer = StateWord.unpack(packet.word)
+        except ValueError as error:
+            raise WireError(f"STATE {packet.word:#x}: {error}") from error
+        disk = self._real_peer_disk(peer)
+        if disk is Disk.DUnknown:
+            volume.resource.refuse_peer(f"{volume.name}: the peer reports its disk as DUnknown")
+            return
+        if self._ends_resync(peer):
+            return
+        isp = peer.aftr_isp or peer.user_isp
+        state = volume.state
+        if self._must_decide(peer):
+            self._decide(peer, disk, isp)
+            return
+        if self._refuses_second_primary(peer):
+            return
+        if state.conn is Conn.WFReportParams:
+            volume.change(conn=Conn.Connected, peer=peer.role, pdsk=disk, peer_isp=isp)
+            self.decided = True
+            self.send_state()
+            volume.resource.volume_connected(volume)
+            return
+        early = disk is Disk.UpToDate and state.pdsk is not Disk.UpToDate
+        if early and state.conn in (*SYNC_STARTING, Conn.WFSyncUUID):
+            disk = Disk.Inconsistent
+        volume.change(peer=peer.role, pdsk=disk, peer_isp=isp)
+
+    def _refuses_second_primary(self, peer: StateWord) -> bool:
+        volume = self._volume
+        both = peer.role is Role.Primary and volume.state.role is Role.Primary
+        if not both or volume.resource.settings.net.allow_two_primaries:
+            return False
+        volume.resource.refuse_peer(
+            f"{volume.name}: both nodes are Primary and allow-two-primaries is no: "
+            "multiple primaries not allowed by config"
+        )
+        return True
+
+    def _real_peer_disk(self, peer: StateWord) -> Disk:
+        if peer.disk is not Disk.Negotiating:
+            return peer.disk
+        inconsistent = self.peer_flags & FLAG_INCONSISTENT
+        return Disk.Inconsistent if inconsistent else Disk.Consistent
+
+    def _real_own_disk(self) -> Disk:
+        state = self._volume.state
+        return self._volume.negotiated_disk if state.disk is Disk.Negotiating else state.disk
+
+    def _ends_resync(self, peer: StateWord) -> bool:
+        """The target says that it is done: swallow this report, the end has its own course."""
+        state = self._volume.state
+        return (
+            state.conn in (Conn.SyncSource, Conn.PausedSyncS)
+            and state.disk is Disk.UpToDate
+            and state.pdsk in (Disk.Inconsistent, Disk.Consistent)
+            and peer.conn is Conn.Connected
+            and peer.disk is Disk.UpToDate
+            and self._volume.resync.target_is_done()
+        )
+
+    def _must_decide(self, peer: StateWord) -> bool:
+        volume = self._volume
+        state = volume.state
+        if self.peer_uuids is None or volume.store is None:
+            return False
+        if peer.disk < Disk.Negotiating or state.disk < Disk.Negotiating:
+            return False
+        if not self.decided and state.conn in (Conn.WFReportParams, Conn.Connected):
+            return True
+        if state.conn is not Conn.Connected:
+            return False
+        if Disk.Negotiating in (state.disk, peer.disk):
+            return True
+        return self.consider_resync or peer.conn in SYNC_STARTING
+
+    # --- the decision -------------------------------------------------------------------------
+
+    def _decide(self, peer: StateWord, peer_disk: Disk, isp: bool) -> None:
+        volume, resource = self._volume, self._volume.resource
+        link, store = self._link, volume.store
+        assert link is not None and store is not None and self.peer_uuids is not None
+        new_connection = volume.state.conn is Conn.WFReportParams
+        if self.consider_resync or peer.disk is Disk.Negotiating:
+            self.send_uuids()
+        net = resource.settings.net
+        verdict = resolve(
+            Handshake(
+                own=store.uuids,
+                peer=self.peer_uuids,
+                own_weight=self._announced_weight,
+                peer_weight=self.peer_weight,
+                own_crashed=volume.crashed_primary,
+                peer_crashed=bool(self.peer_flags & FLAG_CRASHED_PRIMARY),
+                own_discard=resource.discard_my_data,
+                peer_discard=bool(self.peer_flags & FLAG_DISCARD_MY_DATA) or resource.peer_discards,
+                own_role=volume.state.role,
+                peer_role=peer.role,
+                own_disk=self._real_own_disk(),
+                peer_disk=peer_disk,
+                arbiter=link.arbiter,
+                version=link.version,
+                write_same=link.with_wsame,
+                after_sb_0pri=net.after_sb_0pri,
+                after_sb_1pri=net.after_sb_1pri,
+                after_sb_2pri=net.after_sb_2pri,
+                rr_conflict=net.rr_conflict,
+                always_asbp=net.always_asbp,
+                own_demotable=volume.users == 0,
+                resource=resource.settings.name,
+            )
+        )
+        self.consider_resync = False
+        self.decided = True
+        level = "error" if verdict.outcome is Outcome.GIVE_UP else "info"
+        volume.log(level, f"handshake: {verdict.outcome.value}: {verdict.reason}")
+        for handler in verdict.handlers:
+            resource.handlers.call(handler, volume.number, None)
+        if verdict.outcome is Outcome.GIVE_UP:
+            self._give_up(verdict, peer)
+            return
+        self._carry_out(verdict, peer, peer_disk, isp, new_connection)
+
+    def _give_up(self, verdict: Verdict, peer: StateWord) -> None:
+        volume = self._volume
+        if volume.state.disk is Disk.Negotiating:
+            volume.drop_disk()
+        elif peer.disk is Disk.Negotiating:
+            volume.change(pdsk=Disk.Diskless)
+        else:
+            volume.resource.refuse_peer(f"{volume.name}: {verdict.reason}")
+
+    def _carry_out(
+        self, verdict: Verdict, peer: StateWord, peer_disk: Disk, isp: bool, new: bool
+    ) -> None:
+        volume, resource = self._volume, self._volume.resource
+        assert volume.store is not None
+        if (verdict.own, verdict.peer) != (volume.store.uuids, self.peer_uuids):
+            volume.store.uuids = verdict.own
+            self.peer_uuids = verdict.peer
+            volume.write_superblock()
+        if verdict.demote:
+            resource.demote_for_split_brain()
+        if self._refuses_second_primary(peer):
+            return
+        fields = {"peer": peer.role, "pdsk": peer_disk, "peer_isp": isp}
+        fields["disk"] = self._real_own_disk()
+        if verdict.outcome is Outcome.NOTHING:
+            volume.change(conn=Conn.Connected, **fields)
+            self.send_state()
+        elif verdict.outcome is Outcome.SOURCE:
+            volume.change(conn=Conn.WFBitMapS, **fields)
+            self.send_state()
+            self._prepare(verdict.full, self._send_bitmap)
+        else:
+            volume.change(conn=Conn.WFBitMapT, **fields)
+            self.send_state()
+            self._prepare(verdict.full, self._bitmap_step)
+        if new:
+            resource.volume_connected(volume)
+
+    def _prepare(self, full: bool, then: object) -> None:
+        """Set all bits for a full sync, durably, then go on; meanwhile the peer's bitmap may come."""
+        volume, link = self._volume, self._link
+        assert callable(then) and volume.store is not None
+        self._receiver = BitmapReceiver(volume.store.bitmap.bits)
+        if not full:
+            then()
+            return
+        self._preparing = True
+
+        def durable(errno: int) -> None:
+            if errno:
+                volume.local_io_error("bitmap write", 0, errno)
+            elif self._link is link and link is not None and not link.closed:
+                self._preparing = False
+                then()
+
+        volume.mark_all(durable)
+
+    # --- bitmaps ------------------------------------------------------------------------------
+
+    def _send_bitmap(self) -> None:
+        """Ours goes out; as target that was the last thing before the sync UUID."""
+        volume, link = self._volume, self._link
+        assert link is not None and volume.store is not None
+        bitmap = volume.store.bitmap
+        use_rle = volume.resource.settings.net.use_rle
+        packets = iter(BitmapSender(bitmap.bits, bitmap.data, use_rle))
+        link.hold_data(True)
+        self._send_bitmap_part(link, packets)
+
+    def _send_bitmap_part(self, link: Link, packets: Iterator[tuple[Command, bytes]]) -> None:
+        """As much as the window takes, then again a moment later."""
+        while not link.closed:
+            if link.data.channel.unsent > BITMAP_WINDOW:
+                clock = self._volume.resource.clock
+                clock.call_later(0.005, lambda: self._send_bitmap_part(link, packets))
+                return
+            step = next(packets, None)
+            if step is None:
+                link.hold_data(False)
+                self._bitmap_sent()
+                return
+            command, payload = step
+            link.send_uninterrupted(encode(self._volume.number, command, Raw(payload)))
+
+    def got_bitmap(self, command: int, payload: bytes) -> None:
+        """A packet of the peer's bitmap: its bits are added to ours."""
+        volume = self._volume
+        expecting = volume.state.conn in (Conn.WFBitMapS, Conn.WFBitMapT)
+        if self._receiver is None or volume.store is None or not expecting:
+            raise WireError(f"bitmap packet while {volume.state.conn.name}: none is expected")
+        bitmap = volume.store.bitmap
+        for first, count in self._receiver.receive(command, payload):
+            bitmap.or_run(first, count)
+        if self._receiver.complete:
+            self._bitmap_step()
+
+    def _bitmap_step(self) -> None:
+        """The peer's bitmap may be complete and our own bits durable: if both, the next step."""
+        volume, link = self._volume, self._link
+        receiver = self._receiver
+        if receiver is None or not receiver.complete or self._preparing or volume.store is None:
+            return
+        self._receiver = None
+
+        def durable(errno: int) -> None:
+            if errno:
+                volume.local_io_error("bitmap write", 0, errno)
+            elif self._link is link and link is not None and not link.closed:
+                self._merged()
+
+        volume.store.bitmaps.write_dirty(durable)
+
+    def _merged(self) -> None:
+        conn = self._volume.state.conn
+        if conn is Conn.WFBitMapT:
+            self._send_bitmap()
+        elif conn is Conn.WFBitMapS:
+            self._volume.resync.start_source()
+
+    def _bitmap_sent(self) -> None:
+        volume = self._volume
+        if volume.state.conn is Conn.WFBitMapT:
+            volume.change(conn=Conn.WFSyncUUID)
+            if self._early_uuid is not None:
+                self._adopt(self._early_uuid)
+
+    # --- the sync UUID ------------------------------------------------------------------------
+
+    def send_sync_uuid(self, uuid: int) -> None:
+        self._send(Command.SYNC_UUID, SyncUuid(uuid))
+
+    def got_sync_uuid(self, packet: SyncUuid) -> None:
+        conn = self._volume.state.conn
+        if conn is Conn.WFSyncUUID:
+            self._adopt(packet.uuid)
+        elif conn in (Conn.WFBitMapT, Conn.StartingSyncT, Conn.Behind):
+            self._early_uuid = packet.uuid
+        else:
+            raise WireError(f"SYNC_UUID while {conn.name}: expected only when becoming sync target")
+
+    def _adopt(self, uuid: int) -> None:
+        self._early_uuid = None
+        self._volume.resync.start_target(uuid)
+
+    def await_sync_uuid(self) -> None:
+        """A full sync without bitmap exchange (invalidate): everything is prepared here."""
+        self._volume.change(conn=Conn.WFSyncUUID)
+        if self._early_uuid is not None:
+            self._adopt(self._early_uuid)

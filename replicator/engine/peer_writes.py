@@ -1,0 +1,292 @@
+"""The receiving side of mirrored writes: applied in stream order, acknowledged as asked, barriers
+answered when everything before them is on stable storage. One object per connection.
+
+Rules:
+1. An epoch's writes may finish in any order among themselves. A later epoch starts only when the
+   earlier one is stable, except under protocol C between two replicators: there nobody was told
+   that an unfinished epoch is stable, so nothing can depend on it.
+2. A barrier is acknowledged after all writes of its epoch have finished and a flush that began
+   afterwards has ended; with the exact count of writes, failed ones included.
+3. If a disk that took writes of an epoch is lost before that flush, the connection ends instead:
+   the sender then marks everything that is not known to be stable.
+4. Memory is bounded: above `max-buffers` the data socket is not read.
+What this file must not know: who decides roles and states.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from errno import EIO
+from functools import partial
+from typing import TYPE_CHECKING
+
+from protocol.packets import BarrierAck, Command, DpFlags, block_ack, encode
+from protocol.states import Conn, Disk
+from replicator.engine.activity_log import extents
+from replicator.engine.requests import Kind
+
+if TYPE_CHECKING:
+    from replicator.engine.intervals import Hold
+    from replicator.engine.link import Link
+    from replicator.engine.ports import Disk as DiskPort
+    from replicator.engine.resource import Resource
+    from replicator.engine.volume import Volume
+
+PAGE = 4096
+
+
+class PeerWrite:
+    """A write that came over the link."""
+
+    __slots__ = (
+        "al",
+        "block_id",
+        "data",
+        "disk",
+        "epoch",
+        "flags",
+        "hold",
+        "kind",
+        "nsectors",
+        "sector",
+        "volume",
+    )
+
+    def __init__(
+        self,
+        volume: Volume,
+        kind: Kind,
+        sector: int,
+        nsectors: int,
+        data: bytes,
+        block_id: int,
+        flags: int,
+        epoch: PeerEpoch,
+    ) -> None:
+        self.volume = volume
+        self.kind = kind
+        self.sector = sector
+        self.nsectors = nsectors
+        self.data = data
+        self.block_id = block_id
+        self.flags = flags
+        self.epoch = epoch
+        self.hold: Hold | None = None
+        self.al: tuple[int, int] | None = None
+        self.disk: DiskPort | None = None
+
+
+class PeerEpoch:
+    """Writes up to one barrier of the sender. `disks`: those that took a write."""
+
+    __slots__ = ("active", "barrier", "count", "disks", "waiting")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.active = 0
+        self.barrier: int | None = None
+        self.waiting: deque[PeerWrite] = deque()
+        self.disks: dict[Volume, DiskPort] = {}
+
+    @property
+    def finished(self) -> bool:
+        return self.barrier is not None and not self.active and not self.waiting
+
+
+class PeerWrites:
+    def __init__(self, resource: Resource, link: Link) -> None:
+        self._resource = resource
+        self._link = link
+        net = resource.settings.net
+        self._strict = net.protocol != "C" or not link.peer_extension
+        self._bytes_max = net.max_buffers * PAGE
+        self._bytes = 0
+        self._reading = True
+        self._flushing = False
+        self.epochs: deque[PeerEpoch] = deque([PeerEpoch()])
+        self.unacknowledged: dict[Volume, int] = {}
+
+    # --- from the wire ------------------------------------------------------------------------
+
+    def write(
+        self,
+        volume: Volume,
+        kind: Kind,
+        sector: int,
+        nsectors: int,
+        data: bytes,
+        block_id: int,
+        flags: int,
+    ) -> None:
+        """A mirrored write, checked for range by the caller."""
+        epoch = self.epochs[-1]
+        epoch.count += 1
+        write = PeerWrite(volume, kind, sector, nsectors, data, block_id, flags, epoch)
+        self.unacknowledged[volume] = self.unacknowledged.get(volume, 0) + 1
+        volume.counters.received += len(data) >> 9
+        if flags & DpFlags.SEND_RECEIVE_ACK:
+            self._acknowledge(write, Command.RECV_ACK)
+        self._bytes += len(data)
+        if self._bytes > self._bytes_max and self._reading:
+            self._reading = False
+            self._link.data.channel.pause_reading()
+        if self._strict and len(self.epochs) > 1:
+            epoch.waiting.append(write)
+        else:
+            self._start(write)
+
+    def barrier(self, number: int) -> None:
+        """Closes the epoch of the writes before it."""
+        self.epochs[-1].barrier = number
+        self.epochs.append(PeerEpoch())
+        self._advance()
+
+    # --- one write ----------------------------------------------------------------------------
+
+    def _start(self, write: PeerWrite) -> None:
+        write.epoch.active += 1
+        end = write.sector + write.nsectors
+        hold = write.volume.locks.acquire(write.sector, end, lambda: self._activate(write))
+        write.hold = hold
+        if hold.granted:
+            self._activate(write)
+
+    def _activate(self, write: PeerWrite) -> None:
+        """Where the sender has no disk this copy is the only one: this node keeps the account."""
+        volume = write.volume
+        log = volume.activity_log
+        if log is None or volume.state.pdsk >= Disk.Inconsistent:
+            self._submit(write)
+            return
+        first, last = extents(write.sector, write.nsectors)
+        if log.begin(first, last, partial(self._activated, write, first, last)):
+            write.al = (first, last)
+            self._submit(write)
+
+    def _activated(self, write: PeerWrite, first: int, last: int, errno: int) -> None:
+        if not errno:
+            write.al = (first, last)
+        self._submit(write)
+
+    def _submit(self, write: PeerWrite) -> None:
+        disk = write.volume.data_disk
+        if disk is None:
+            self._written(write, EIO)
+            return
+        write.disk = disk
+        write.epoch.disks[write.volume] = disk
+        if write.kind is Kind.WRITE:
+            disk.write(write.sector << 9, write.data, partial(self._written, write))
+        else:
+            disk.zero(
+                write.sector << 9,
+                write.nsectors << 9,
+                write.kind is not Kind.ZERO,
+                partial(self._written, write),
+            )
+
+    def _written(self, write: PeerWrite, errno: int) -> None:
+        volume = write.volume
+        assert write.hold is not None
+        volume.locks.release(write.hold)
+        write.hold = None
+        if errno and write.disk is not None:
+            volume.mark_out_of_sync(write.sector, write.nsectors)
+            volume.local_io_error("write for the peer", write.sector, errno)
+        elif not errno:
+            volume.counters.written += write.nsectors
+            if volume.state.pdsk < Disk.Inconsistent:
+                volume.mark_out_of_sync(write.sector, write.nsectors)
+        if write.al is not None:
+            log = volume.activity_log_object
+            if log is not None:
+                log.end(*write.al)
+        if errno:
+            self._acknowledge(write, Command.NEG_ACK)
+        elif write.flags & DpFlags.SEND_WRITE_ACK:
+            self._acknowledge(write, Command.WRITE_ACK)
+        self.unacknowledged[volume] -= 1
+        self._release_memory(len(write.data))
+        write.epoch.active -= 1
+        if write.epoch.barrier is not None:
+            self._advance()
+
+    def _acknowledge(self, write: PeerWrite, command: Command) -> None:
+        volume = write.volume
+        volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
+        self._link.send_meta(
+            block_ack(
+                volume.number,
+                command,
+                write.sector,
+                write.block_id,
+                write.nsectors << 9,
+                volume.sequence,
+            )
+        )
+
+    def _release_memory(self, count: int) -> None:
+        self._bytes -= count
+        if not self._reading and self._bytes <= self._bytes_max // 2 and not self._link.closed:
+            self._reading = True
+            self._link.data.channel.resume_reading()
+
+    # --- epochs -------------------------------------------------------------------------------
+
+    def _advance(self) -> None:
+        """Flush for as many finished epochs as there are in front, if nothing is being flushed."""
+        if self._flushing or self._link.closed:
+            return
+        finished = 0
+        disks: dict[Volume, DiskPort] = {}
+        for epoch in self.epochs:
+            if not epoch.finished:
+                break
+            finished += 1
+            disks.update(epoch.disks)
+        if finished:
+            self._flush(finished, disks)
+
+    def _flush(self, finished: int, disks: dict[Volume, DiskPort]) -> None:
+        self._flushing = True
+        left = len(disks) + 1
+
+        def flushed(volume: Volume | None, errno: int) -> None:
+            nonlocal left
+            if errno and volume is not None:
+                volume.local_io_error("flush for the peer", 0, errno)
+            left -= 1
+            if not left:
+                self._flushing = False
+                self._stable(finished, disks)
+
+        for volume, disk in disks.items():
+            if volume.settings.disk.disk_flushes:
+                disk.flush(partial(flushed, volume))
+            else:
+                self._resource.soon(partial(flushed, volume, 0))
+        self._resource.soon(partial(flushed, None, 0))
+
+    def _stable(self, finished: int, disks: dict[Volume, DiskPort]) -> None:
+        if self._link.closed:
+            return
+        for volume, disk in disks.items():
+            if volume.data_disk is not disk:
+                self._link.fail(
+                    Conn.NetworkFailure,
+                    f"volume {volume.number} lost its disk before the peer's writes were stable",
+                )
+                return
+        for _ in range(finished):
+            epoch = self.epochs.popleft()
+            assert epoch.barrier is not None
+            self._link.send_meta(
+                encode(0, Command.BARRIER_ACK, BarrierAck(epoch.barrier, epoch.count))
+            )
+        self._start_waiting()
+        self._advance()
+
+    def _start_waiting(self) -> None:
+        waiting = self.epochs[0].waiting
+        while waiting:
+            self._start(waiting.popleft())

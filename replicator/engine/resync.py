@@ -1,0 +1,649 @@
+"""Copying what differs: the target asks for marked ranges, the source answers, bits are cleared.
+
+Rules:
+1. The target pulls; each request is answered exactly once, same range.
+2. A bit is cleared only when the block is written and flushed on the target: it flushes, clears,
+   and then acknowledges; the source clears on that acknowledgement.
+3. Source reads and target writes take their turn with application writes (interval locks), so
+   that the order on the wire is the order on both disks.
+4. The end is fenced: the target pings, so that all its acknowledgements have been seen, makes its
+   new identity durable, and only then says that it is done.
+What this file must not know: how the two nodes agreed on the direction (`exchange`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from protocol import digests
+from protocol.errors import WireError
+from protocol.packets import (
+    SYNCER_ID,
+    BlockAck,
+    BlockRequest,
+    Command,
+    Data,
+    block_ack,
+    block_request,
+    data_header,
+)
+from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.snapshot import Progress
+
+if TYPE_CHECKING:
+    from replicator.engine.intervals import Hold
+    from replicator.engine.link import Link
+    from replicator.engine.ports import Timer
+    from replicator.engine.volume import Volume
+
+REQUEST_BITS = 256
+"""Largest request: 1 MiB, aligned to its size, so it never crosses a 16 MiB extent."""
+SECTORS_PER_BIT = 8
+WINDOW_BYTES = 16 << 20
+"""Requested and not yet written on the target."""
+UNFLUSHED_BYTES_MAX = 64 << 20
+SOURCE_REQUESTS_MAX = 4096
+"""More requests than that at once is no peer that keeps to the protocol."""
+TICK = 0.1
+WRITE_BACK_INTERVAL = 2.0
+"""Cleared bits go to the metadata disk about this often."""
+MARK_INTERVAL = 3.0
+MARKS = 8
+
+TARGET = (Conn.SyncTarget, Conn.PausedSyncT)
+SOURCE = (Conn.SyncSource, Conn.PausedSyncS)
+RUNNING = TARGET + SOURCE
+
+
+@dataclass(slots=True)
+class _Block:
+    """A requested range on the target."""
+
+    sector: int
+    nsectors: int
+    hold: Hold | None = None
+
+
+class Resync:
+    """Both halves for one volume; idle unless its connection state says otherwise."""
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.failed = 0
+        """Blocks (bits) that could not be copied in this run."""
+        self._total = 0
+        self._started = 0.0
+        self._paused_since: float | None = None
+        self._paused = 0.0
+        self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)
+        self._cursor = 0
+        self._pass_weight = -1
+        self._requested: dict[int, _Block] = {}
+        self._in_flight = 0
+        self._writing = 0
+        self._unflushed: list[_Block] = []
+        self._unflushed_bytes = 0
+        self._flushing = False
+        self._ready = False
+        self._finishing = False
+        self._budget = 0.0
+        self._tick: Timer | None = None
+        self._write_back: Timer | None = None
+        self.answering = 0
+        """Requests of the peer that are being read here: part of the `ua` counter."""
+
+    # --- common -------------------------------------------------------------------------------
+
+    @property
+    def _link(self) -> Link | None:
+        return self._volume.resource.replication.link
+
+    @property
+    def outstanding(self) -> int:
+        """Requests that the source has not answered: part of the `pe` counter."""
+        return len(self._requested)
+
+    @property
+    def unacknowledged(self) -> int:
+        """Resync data received and not acknowledged yet: part of the `ua` counter."""
+        return self._writing + len(self._unflushed)
+
+    def _begin(self) -> None:
+        volume = self._volume
+        assert volume.bitmap is not None
+        now = volume.resource.clock.now()
+        self.failed = 0
+        self._total = volume.bitmap.weight
+        self._started = now
+        self._paused = 0.0
+        self._paused_since = None
+        self._marks.clear()
+        self._marks.append((now, self._total))
+        self._arm_write_back()
+
+    def state_changed(self, old: StateWord, new: StateWord) -> None:
+        """The volume's state changed: pause, go on, or forget everything."""
+        if new.conn not in RUNNING:
+            if old.conn in RUNNING:
+                self._stop()
+            return
+        now = self._volume.resource.clock.now()
+        paused = new.conn in (Conn.PausedSyncS, Conn.PausedSyncT)
+        if paused and self._paused_since is None:
+            self._paused_since = now
+        elif not paused and self._paused_since is not None:
+            self._paused += now - self._paused_since
+            self._paused_since = None
+            self._marks.clear()
+            self._marks.append((now, self._left()))
+        if new.conn is Conn.SyncTarget and old.conn is Conn.PausedSyncT:
+            self._volume.resource.soon(self._request_more)
+
+    def _stop(self) -> None:
+        """No more resync. Writes still on their way to the disk give their locks back themselves."""
+        for timer in (self._tick, self._write_back):
+            if timer is not None:
+                timer.cancel()
+        self._tick = self._write_back = None
+        self._requested.clear()
+        self._unflushed.clear()
+        self._in_flight = self._unflushed_bytes = self._writing = 0
+        self._ready = self._finishing = False
+        store = self._volume.store
+        if store is not None and self._volume.state.disk > Disk.Failed:
+            store.bitmaps.write_dirty()
+
+    def _arm_write_back(self) -> None:
+        volume = self._volume
+
+        def due() -> None:
+            self._write_back = None
+            if volume.store is not None and volume.state.conn in RUNNING:
+                volume.store.bitmaps.write_dirty()
+                self._arm_write_back()
+
+        self._write_back = volume.resource.clock.call_later(WRITE_BACK_INTERVAL, due)
+
+    def _left(self) -> int:
+        bitmap = self._volume.bitmap
+        return max(0, bitmap.weight - self.failed) if bitmap is not None else 0
+
+    def _advance_marks(self) -> None:
+        now = self._volume.resource.clock.now()
+        if now - self._marks[-1][0] >= MARK_INTERVAL:
+            self._marks.append((now, self._left()))
+
+    def progress(self) -> Progress | None:
+        """How far the run is; None when nothing is running (paused runs show no progress)."""
+        conn = self._volume.state.conn
+        if conn not in (Conn.SyncSource, Conn.SyncTarget):
+            return None
+        now = self._volume.resource.clock.now()
+        since, left = self._marks[0]
+        rate = self._rate()
+        return Progress(
+            verify=False,
+            total=self._total,
+            left=self._left(),
+            elapsed=now - self._started - self._paused,
+            mark_age=now - since,
+            mark_left=left,
+            want=(rate >> 10) if conn is Conn.SyncTarget else None,
+        )
+
+    # --- target -------------------------------------------------------------------------------
+
+    def start_target(self, uuid: int) -> None:
+        """The source's sync UUID has come: this copy is Inconsistent from now on, durably, before
+        the first block of it changes."""
+        volume, link = self._volume, self._link
+        assert volume.store is not None and link is not None
+        volume.resource.handlers.call("before-resync-target", volume.number, None)
+        volume.store.uuids.adopt_sync(uuid, volume.state.role is Role.Primary)
+        link.pause_data()
+        volume.change(conn=Conn.SyncTarget, disk=Disk.Inconsistent, pdsk=Disk.UpToDate)
+        self._begin()
+        self._cursor = 0
+        self._pass_weight = -1
+        data = volume.store.data
+
+        def stable(errno: int) -> None:
+            link.resume_data()
+            if not errno and self._link is link:
+                data.flush(flushed)
+
+        def flushed(_errno: int) -> None:
+            # What was written before is stable: blocks found equal need no further flush.
+            if self._link is link and volume.state.conn in TARGET:
+                self._ready = True
+                self._request_more()
+
+        volume.write_superblock(stable)
+
+    def _rate(self) -> int:
+        """Bytes per second to ask for; 0: as much as the link and the disks take."""
+        disk = self._volume.settings.disk
+        return disk.c_max_rate if disk.c_plan_ahead else disk.resync_rate
+
+    def _request_more(self) -> None:
+        """Ask for marked ranges as far as window and rate allow; find the end."""
+        volume, link = self._volume, self._link
+        if not self._ready or link is None or volume.state.conn is not Conn.SyncTarget:
+            return
+        rate = self._rate()
+        while self._may_ask(rate):
+            assert volume.bitmap is not None
+            first, count = volume.bitmap.next_run(self._cursor, REQUEST_BITS, REQUEST_BITS)
+            if count <= 0:
+                self._at_end()
+                return
+            self._ask(link, first, count)
+
+    def _may_ask(self, rate: int) -> bool:
+        if self._in_flight >= WINDOW_BYTES or self._unflushed_bytes >= UNFLUSHED_BYTES_MAX:
+            return False
+        if not rate:
+            return True
+        if self._tick is None:
+            self._budget = rate * TICK
+            self._tick = self._volume.resource.clock.call_later(TICK, self._ticked)
+        return self._budget > 0
+
+    def _ticked(self) -> None:
+        self._tick = None
+        rate = self._rate()
+        self._budget = min(self._budget, 0) + rate * TICK if rate else 0
+        if self._volume.state.conn in TARGET and rate:
+            self._tick = self._volume.resource.clock.call_later(TICK, self._ticked)
+            self._request_more()
+
+    def _ask(self, link: Link, first: int, count: int) -> None:
+        volume = self._volume
+        self._cursor = first + count
+        sector = first * SECTORS_PER_BIT
+        nsectors = min(count * SECTORS_PER_BIT, volume.size_sectors - sector)
+        block = _Block(sector, nsectors)
+        self._requested[sector] = block
+        self._in_flight += nsectors << 9
+        self._budget -= nsectors << 9
+        algorithm = volume.resource.settings.net.csums_alg
+        if algorithm and volume.data_disk is not None:
+            volume.data_disk.read(
+                sector << 9, nsectors << 9, partial(self._ask_with_digest, link, block, algorithm)
+            )
+            return
+        link.send_data(
+            block_request(volume.number, Command.RS_DATA_REQUEST, sector, SYNCER_ID, nsectors << 9)
+        )
+
+    def _ask_with_digest(
+        self, link: Link, block: _Block, algorithm: str, errno: int, data: bytes
+    ) -> None:
+        if self._requested.get(block.sector) is not block:
+            return
+        command = Command.RS_DATA_REQUEST if errno else Command.CSUM_RS_REQUEST
+        digest = b"" if errno else digests.digest(algorithm, data)
+        link.send_data(
+            block_request(
+                self._volume.number,
+                command,
+                block.sector,
+                SYNCER_ID,
+                block.nsectors << 9,
+                digest,
+            )
+        )
+
+    def got_data(self, packet: Data) -> None:
+        """RS_DATA_REPLY: write it in its turn."""
+        block = self._take(packet.sector, len(packet.data), "RS_DATA_REPLY")
+        if block is None:
+            return
+        volume = self._volume
+        volume.counters.received += block.nsectors
+        self._writing += 1
+        end = block.sector + block.nsectors
+        hold = volume.locks.acquire(block.sector, end, lambda: self._write(block, packet.data))
+        block.hold = hold
+        if hold.granted:
+            self._write(block, packet.data)
+
+    def _take(self, sector: int, size: int, what: str) -> _Block | None:
+        """The request that an answer belongs to; None when the resync was aborted meanwhile."""
+        if self._volume.state.conn not in TARGET:
+            return None
+        block = self._requested.get(sector)
+        if block is None or block.nsectors << 9 != size:
+            expected = "nothing" if block is None else f"{block.nsectors << 9} bytes"
+            raise WireError(f"{what} for sector {sector}: expected {expected}, found {size} bytes")
+        del self._requested[sector]
+        return block
+
+    def _write(self, block: _Block, data: bytes) -> None:
+        volume = self._volume
+        disk = volume.data_disk
+        if disk is None:
+            self._release(block)
+            return
+        generation = self._started
+
+        def written(errno: int) -> None:
+            self._release(block)
+            if self._started != generation or volume.state.conn not in TARGET:
+                return
+            self._writing -= 1
+            self._in_flight -= block.nsectors << 9
+            if errno:
+                self._acknowledge(Command.NEG_ACK, block)
+                volume.local_io_error("resync write", block.sector, errno)
+                return
+            volume.counters.written += block.nsectors
+            self._unflushed.append(block)
+            self._unflushed_bytes += block.nsectors << 9
+            self._flush()
+            self._request_more()
+
+        disk.write(block.sector << 9, data, written)
+
+    def _release(self, block: _Block) -> None:
+        if block.hold is not None:
+            self._volume.locks.release(block.hold)
+            block.hold = None
+
+    def _flush(self) -> None:
+        """One flush at a time; it serves all blocks written by then."""
+        volume = self._volume
+        disk = volume.data_disk
+        if self._flushing or not self._unflushed or disk is None:
+            return
+        blocks, self._unflushed = self._unflushed, []
+        self._flushing = True
+        generation = self._started
+
+        def flushed(errno: int) -> None:
+            self._flushing = False
+            if self._started != generation or volume.state.conn not in TARGET:
+                self._flush()
+                return
+            if errno:
+                volume.local_io_error("flush of resync data", 0, errno)
+                return
+            for block in blocks:
+                self._unflushed_bytes -= block.nsectors << 9
+                volume.mark_in_sync(block.sector, block.nsectors)
+                self._acknowledge(Command.RS_WRITE_ACK, block)
+            self._advance_marks()
+            volume.resource.changed()
+            self._flush()
+            self._request_more()
+
+        disk.flush(flushed)
+
+    def _acknowledge(self, command: Command, block: _Block) -> None:
+        volume, link = self._volume, self._link
+        if link is None:
+            return
+        volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
+        link.send_meta(
+            block_ack(
+                volume.number,
+                command,
+                block.sector,
+                SYNCER_ID,
+                block.nsectors << 9,
+                volume.sequence,
+            )
+        )
+
+    def got_in_sync(self, ack: BlockAck) -> None:
+        """RS_IS_IN_SYNC: the digests were equal."""
+        block = self._take(ack.sector, ack.blksize, "RS_IS_IN_SYNC")
+        if block is not None:
+            self._in_flight -= block.nsectors << 9
+            self._volume.mark_in_sync(block.sector, block.nsectors)
+            self._advance_marks()
+            self._request_more()
+
+    def got_negative(self, ack: BlockAck) -> None:
+        """NEG_RS_DREPLY: the source could not read it; it stays marked."""
+        block = self._take(ack.sector, ack.blksize, "NEG_RS_DREPLY")
+        if block is not None:
+            self._in_flight -= block.nsectors << 9
+            self.failed += -(-block.nsectors // SECTORS_PER_BIT)
+            self._request_more()
+
+    def got_cancel(self, ack: BlockAck) -> None:
+        """RS_CANCEL: the source wants to be asked again later."""
+        block = self._take(ack.sector, ack.blksize, "RS_CANCEL")
+        if block is not None:
+            self._in_flight -= block.nsectors << 9
+            self._cursor = min(self._cursor, block.sector // SECTORS_PER_BIT)
+
+    def _at_end(self) -> None:
+        """Nothing marked behind the cursor: finish when all answers are in, or go round again."""
+        if self._requested or self._writing or self._unflushed or self._flushing:
+            return
+        volume, link = self._volume, self._link
+        assert volume.bitmap is not None and link is not None
+        weight = volume.bitmap.weight
+        if weight > self.failed and weight != self._pass_weight:
+            self._pass_weight = weight
+            self._cursor = 0
+            self.failed = 0
+            volume.resource.soon(self._request_more)
+            return
+        if not self._finishing:
+            self._finishing = True
+            link.ping(self._fenced)
+
+    def _fenced(self) -> None:
+        """The source has seen every acknowledgement. Make the bitmap durable, then the identity."""
+        volume = self._volume
+        if volume.state.conn not in TARGET or volume.store is None:
+            return
+        if volume.store.bitmap.weight > self.failed:
+            self._finishing = False
+            self._request_more()
+            return
+        volume.store.bitmaps.write_dirty(self._finish)
+
+    def _finish(self, errno: int) -> None:
+        volume, link = self._volume, self._link
+        store, peer = volume.store, volume.exchange.peer_uuids
+        if errno:
+            volume.local_io_error("bitmap write", 0, errno)
+        if volume.state.conn not in TARGET or store is None or peer is None or link is None:
+            return
+        complete = store.bitmap.weight == 0
+        seconds = volume.resource.clock.now() - self._started - self._paused
+        speed = self._total * 4 / max(seconds, 0.001)
+        volume.log(
+            "info", f"resync done ({seconds:.1f} s, {self._total * 4} KiB, {speed:.0f} K/sec)"
+        )
+        if complete:
+            store.uuids.adopt_final(peer, volume.state.role is Role.Primary)
+            volume.exchange.peer_uuids = store.uuids.copy()
+            volume.change(conn=Conn.Connected, disk=Disk.UpToDate, pdsk=Disk.UpToDate)
+        else:
+            volume.log("error", f"{store.bitmap.weight * 4} KiB could not be copied")
+            volume.change(conn=Conn.Connected, disk=Disk.Inconsistent, pdsk=Disk.UpToDate)
+
+        def stable(errno: int) -> None:
+            if not errno and self._link is link:
+                volume.exchange.send_state()
+                if complete:
+                    volume.resource.handlers.call("after-resync-target", volume.number, None)
+
+        volume.write_superblock(stable)
+
+    # --- source -------------------------------------------------------------------------------
+
+    def start_source(self) -> None:
+        """Both bitmaps are merged: name the resync, durably, and announce it."""
+        volume, link = self._volume, self._link
+        assert volume.store is not None
+        store = volume.store
+        volume.resource.handlers.call("before-resync-source", volume.number, None)
+        uuid = store.uuids.open_sync(volume.resource.random_uuid())
+
+        def stable(errno: int) -> None:
+            if errno or self._link is not link or link is None:
+                return
+            store.data.flush(flushed)
+
+        def flushed(errno: int) -> None:
+            if errno:
+                volume.local_io_error("flush before resync", 0, errno)
+                return
+            if self._link is not link or volume.state.conn not in (
+                Conn.WFBitMapS,
+                Conn.StartingSyncS,
+            ):
+                return
+            volume.change(conn=Conn.SyncSource, pdsk=Disk.Inconsistent)
+            self._begin()
+            volume.log("info", f"resync as source: {self._total * 4} KiB, sync UUID {uuid:016X}")
+            volume.exchange.send_sync_uuid(uuid)
+
+        volume.write_superblock(stable)
+
+    def got_request(self, command: int, request: BlockRequest) -> None:
+        """RS_DATA_REQUEST or CSUM_RS_REQUEST: read in turn with application writes, and answer."""
+        volume, link = self._volume, self._link
+        assert link is not None
+        nsectors = request.blksize >> 9
+        if request.sector + nsectors > volume.size_sectors:
+            raise WireError(
+                f"{Command(command).name} for sector {request.sector}, {request.blksize} bytes: "
+                f"the volume has {volume.size_sectors} sectors"
+            )
+        if volume.data_disk is None or volume.state.disk < Disk.UpToDate:
+            self._refuse(link, request)
+            return
+        if self.answering >= SOURCE_REQUESTS_MAX:
+            raise WireError(f"more than {SOURCE_REQUESTS_MAX} resync requests at once")
+        self.answering += 1
+        holds: list[Hold] = []
+
+        def read() -> None:
+            disk = volume.data_disk
+            if disk is None:
+                self.answering -= 1
+                volume.locks.release(holds[0])
+                return
+            disk.read(request.sector << 9, request.blksize, loaded)
+
+        def loaded(errno: int, data: bytes) -> None:
+            self.answering -= 1
+            if self._link is link and not link.closed:
+                if errno:
+                    self._refuse(link, request)
+                    self.failed += -(-nsectors // SECTORS_PER_BIT)
+                    volume.local_io_error("resync read", request.sector, errno)
+                else:
+                    self._answer(link, request, data)
+            volume.locks.release(holds[0])
+
+        hold = volume.locks.acquire(request.sector, request.sector + nsectors, read)
+        holds.append(hold)
+        if hold.granted:
+            read()
+
+    def _refuse(self, link: Link, request: BlockRequest) -> None:
+        volume = self._volume
+        volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
+        link.send_meta(
+            block_ack(
+                volume.number,
+                Command.NEG_RS_DREPLY,
+                request.sector,
+                SYNCER_ID,
+                request.blksize,
+                volume.sequence,
+            )
+        )
+
+    def _answer(self, link: Link, request: BlockRequest, data: bytes) -> None:
+        volume = self._volume
+        net = volume.resource.settings.net
+        nsectors = request.blksize >> 9
+        volume.counters.read += nsectors
+        if request.digest and digests.digest(net.csums_alg, data) == request.digest:
+            volume.mark_in_sync(request.sector, nsectors)
+            volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
+            link.send_meta(
+                block_ack(
+                    volume.number,
+                    Command.RS_IS_IN_SYNC,
+                    request.sector,
+                    SYNCER_ID,
+                    request.blksize,
+                    volume.sequence,
+                )
+            )
+            return
+        integrity = net.data_integrity_alg
+        digest = digests.digest(integrity, data) if integrity else b""
+        volume.counters.sent += nsectors
+        link.send_data(
+            data_header(
+                volume.number,
+                Command.RS_DATA_REPLY,
+                request.sector,
+                SYNCER_ID,
+                0,
+                0,
+                digest,
+                len(data),
+            )
+        )
+        link.send_data(data)
+
+    def got_ack(self, command: int, ack: BlockAck) -> None:
+        """RS_WRITE_ACK or NEG_ACK for resync data: the target has it on stable storage, or not."""
+        volume = self._volume
+        if volume.state.conn not in SOURCE:
+            return
+        if command == Command.NEG_ACK:
+            self.failed += -(-(ack.blksize >> 9) // SECTORS_PER_BIT)
+            return
+        volume.mark_in_sync(ack.sector, ack.blksize >> 9)
+        self._advance_marks()
+        volume.resource.changed()
+
+    def target_is_done(self) -> bool:
+        """The target reports the end. True: it is taken care of; its acknowledgements are all in."""
+        volume, link = self._volume, self._link
+        assert volume.bitmap is not None and link is not None
+        if volume.bitmap.weight > self.failed:
+            link.fail(
+                Conn.NetworkFailure,
+                f"{volume.name}: the peer ended the resync, but {volume.bitmap.weight * 4} KiB "
+                "are still marked here; connecting anew",
+            )
+            return True
+        if not self._finishing:
+            self._finishing = True
+            link.ping(self._source_fenced)
+        return True
+
+    def _source_fenced(self) -> None:
+        volume, link = self._volume, self._link
+        if volume.state.conn not in SOURCE or volume.store is None:
+            return
+        store = volume.store
+
+        def stable(errno: int) -> None:
+            if errno or self._link is not link or volume.state.conn not in SOURCE:
+                return
+            if store.bitmap.weight == 0:
+                store.uuids.close_tracking()
+                volume.exchange.peer_uuids = store.uuids.copy()
+            volume.log("info", "resync done")
+            volume.change(conn=Conn.Connected, pdsk=Disk.UpToDate)
+            volume.write_superblock()
+
+        store.bitmaps.write_dirty(stable)

@@ -1,0 +1,573 @@
+"""One volume: its state, its disk, its generations, and what follows when one of them changes.
+
+Rules:
+1. State changes go through change(): adjusted by the tables of `states`, then acted upon here, in
+   one place and one order.
+2. A generation that must be new before a write may complete is on its way to the disk before the
+   transfer log is cleared.
+3. A disk that fails is given up (on-io-error); what it may hold is never trusted again without a
+   handshake.
+What this file must not know: packets (`exchange` sends them), requests (`application` owns them).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from errno import EIO
+from typing import TYPE_CHECKING
+
+from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine import store as stores
+from replicator.engine.activity_log import ActivityLog, pages_of_extents
+from replicator.engine.application import Application
+from replicator.engine.exchange import Exchange
+from replicator.engine.intervals import IntervalLocks
+from replicator.engine.ports import Disk as DiskPort
+from replicator.engine.requests import Kind
+from replicator.engine.resync import Resync
+from replicator.engine.settings import VolumeSettings
+from replicator.engine.states import adjust, contact_lost
+from replicator.engine.store import Store
+from replicator.engine.words import errno_text
+from replicator.errors import (
+    MetadataError,
+    NoDiskError,
+    NoUsableDataError,
+    ReplicatorError,
+    StateRefused,
+)
+from replicator.metadata.activity_log import max_extents
+from replicator.metadata.bitmap import Bitmap
+from replicator.metadata.layout import Placement, bitmap_bits
+from replicator.metadata.superblock import Flags
+
+if TYPE_CHECKING:
+    from replicator.engine.ports import Buffer, Done, ReadDone
+    from replicator.engine.resource import Resource
+
+AdminDone = Callable[[ReplicatorError | None], None]
+
+USABLE = (Disk.Inconsistent, Disk.Outdated, Disk.Consistent, Disk.UpToDate)
+"""Disk states in which the local disk takes I/O."""
+STATE_FLAGS = (
+    Flags.CONSISTENT
+    | Flags.PRIMARY_IND
+    | Flags.CONNECTED_IND
+    | Flags.WAS_UP_TO_DATE
+    | Flags.PEER_OUT_DATED
+    | Flags.CRASHED_PRIMARY
+)
+"""Superblock flags that follow from the state at every change."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """In sectors since attach."""
+
+    sent: int = 0
+    received: int = 0
+    written: int = 0
+    read: int = 0
+
+
+class Volume:
+    def __init__(self, resource: Resource, settings: VolumeSettings) -> None:
+        self.resource = resource
+        self.settings = settings
+        self.number = settings.number
+        self.name = f"{resource.settings.name}/{settings.number}"
+        self.state = StateWord()
+        self.store: Store | None = None
+        self.data_disk: DiskPort | None = None
+        self.bitmap: Bitmap | None = None
+        self.activity_log: ActivityLog | None = None
+        """The log while it is in force; None without a disk or while updates are suspended."""
+        self.activity_log_object: ActivityLog | None = None
+        self.size_sectors = 0
+        self.sequence = 0
+        self.counters = Counters()
+        self.locks = IntervalLocks()
+        self.exposed_uuid = 0
+        """Generation last offered to users: the guard against other data under an application."""
+        self.crashed_primary = False
+        self.negotiated_disk = Disk.Diskless
+        """What a Negotiating disk becomes when the handshake lets it."""
+        self.generation_pending = False
+        self._after_generation: list[Callable[[], None]] = []
+        self.users = 0
+        self.writers = 0
+        self.outdate_after_disconnect = False
+        self._last_flags = Flags(0)
+        self.application: Application = Application(self)
+        self.exchange: Exchange = Exchange(self)
+        self.resync: Resync = Resync(self)
+        self.released: Callable[[Store], None] | None = None
+        """Told when a detached store is no longer used, so that its files can be closed."""
+
+    # --- for front ends -----------------------------------------------------------------------
+
+    @property
+    def size(self) -> int:
+        """Bytes that are exported; 0 while the size is not known."""
+        return self.size_sectors << 9
+
+    def open(self, writable: bool) -> None:
+        """A front end opens the device. Raises StateRefused on a Secondary, as DRBD does."""
+        if self.state.role is not Role.Primary:
+            raise StateRefused(
+                f"{self.name}: this node is Secondary: the device can neither be read nor written",
+                hint=f"replicator primary {self.resource.settings.name}",
+            )
+        if not self.size_sectors:
+            raise NoUsableDataError(f"{self.name}: the size is unknown: no disk and no peer yet")
+        self.users += 1
+        self.writers += int(writable)
+        self.resource.changed()
+
+    def close(self, writable: bool) -> None:
+        self.users -= 1
+        self.writers -= int(writable)
+        self.resource.changed()
+
+    def read(self, offset: int, length: int, done: ReadDone) -> None:
+        self.application.read(offset, length, done)
+
+    def write(self, offset: int, data: Buffer, fua: bool, done: Done) -> None:
+        self.application.write(offset, data, fua, done)
+
+    def flush(self, done: Done) -> None:
+        self.application.flush(done)
+
+    def trim(self, offset: int, length: int, fua: bool, done: Done) -> None:
+        self.application.zero(Kind.TRIM, offset, length, fua, done)
+
+    def zero(self, offset: int, length: int, may_unmap: bool, fua: bool, done: Done) -> None:
+        kind = Kind.ZERO_UNMAP if may_unmap else Kind.ZERO
+        self.application.zero(kind, offset, length, fua, done)
+
+    # --- state --------------------------------------------------------------------------------
+
+    def change(self, **fields: object) -> None:
+        """Go to the state that differs by `fields` from the present one, adjusted as the rules say."""
+        old = self.state
+        new = adjust(
+            old._replace(**fields),  # type: ignore[arg-type]
+            fencing=self.settings.disk.fencing,
+            on_no_data=self.resource.settings.on_no_data_accessible,
+            old=old,
+            prepared=self._prepared(old),
+        )
+        if new == old:
+            return
+        self.state = new
+        self._log_change(old, new)
+        self._update_shortcuts()
+        self._follow_data(old, new)
+        self.resync.state_changed(old, new)
+        self._keep_superblock()
+        self.application.thaw()
+        self.resource.changed()
+
+    def _prepared(self, old: StateWord) -> StateWord | None:
+        """What a Negotiating disk becomes when the connection goes: only the data in use counts."""
+        if old.disk is not Disk.Negotiating or self.store is None:
+            return None
+        exposed = self.exposed_uuid
+        if exposed and (exposed ^ self.store.uuids.current) >> 1:
+            return None
+        return old._replace(disk=self.negotiated_disk, pdsk=Disk.DUnknown)
+
+    def _log_change(self, old: StateWord, new: StateWord) -> None:
+        words = [
+            f"{label}( {getattr(old, field).name} -> {getattr(new, field).name} )"
+            for label, field in (
+                ("role", "role"),
+                ("peer", "peer"),
+                ("conn", "conn"),
+                ("disk", "disk"),
+                ("pdsk", "pdsk"),
+            )
+            if getattr(old, field) != getattr(new, field)
+        ]
+        flags = ("susp", "aftr_isp", "peer_isp", "user_isp", "susp_nod", "susp_fen")
+        words += [
+            f"{flag}( {int(getattr(old, flag))} -> {int(getattr(new, flag))} )"
+            for flag in flags
+            if getattr(old, flag) != getattr(new, flag)
+        ]
+        self.log("info", " ".join(words))
+
+    def log(self, level: str, message: str) -> None:
+        self.resource.log.log(level, f"{self.name}: {message}")
+
+    def _update_shortcuts(self) -> None:
+        """The plain attributes that the data path looks at."""
+        store, state = self.store, self.state
+        usable = store is not None and state.disk in USABLE
+        self.data_disk = store.data if store is not None and usable else None
+        self.bitmap = store.bitmap if store is not None else None
+        log = self.activity_log_object
+        if not usable or self.al_suspended or not self.settings.disk.al_updates:
+            log = None
+        self.activity_log = log
+
+    @property
+    def al_suspended(self) -> bool:
+        """Every bit is set and nobody can clear one: there is nothing that the log could add."""
+        store = self.store
+        return (
+            store is not None
+            and self.state.conn < Conn.Connected
+            and store.bitmap.bits > 0
+            and store.bitmap.weight == store.bitmap.bits
+            and not store.superblock.flags & Flags.FULL_SYNC
+        )
+
+    def _follow_data(self, old: StateWord, new: StateWord) -> None:
+        """What the change means for generations and for the crashed-Primary mark."""
+        if new.disk >= Disk.Consistent and self.store is not None and new.role is Role.Primary:
+            self.exposed_uuid = self.store.uuids.current
+        if contact_lost(old.pdsk, new.pdsk):
+            if old.pdsk >= Disk.Inconsistent and new.conn >= Conn.Connected:
+                self.resource.replication.peer_disk_lost(self)
+            writing = Role.Primary in (new.role, new.peer)
+            tracking = self.store is not None and self.store.uuids.bitmap != 0
+            if writing and new.disk is Disk.UpToDate and not tracking:
+                self.new_generation()
+        peer_writes_here = new.peer is Role.Primary and new.pdsk is Disk.Diskless
+        if peer_writes_here and not (old.peer is Role.Primary and old.pdsk is Disk.Diskless):
+            tracking = self.store is not None and self.store.uuids.bitmap != 0
+            if new.disk is Disk.UpToDate and not tracking and not self.generation_pending:
+                self.new_generation()
+        if new.disk is Disk.UpToDate and new.pdsk is Disk.UpToDate and self.crashed_primary:
+            self.crashed_primary = False
+
+    # --- superblock ---------------------------------------------------------------------------
+
+    def refresh_superblock(self, store: Store) -> None:
+        """Called before every superblock write."""
+        superblock, uuids = store.superblock, store.uuids
+        superblock.current, superblock.bitmap = uuids.current, uuids.bitmap
+        superblock.history0, superblock.history1 = uuids.history0, uuids.history1
+        superblock.la_size_sect = self.size_sectors
+        if store is self.store and self.state.disk in USABLE:
+            superblock.flags = superblock.flags & ~STATE_FLAGS | self.state_flags()
+            self._last_flags = superblock.flags
+
+    def state_flags(self) -> Flags:
+        state = self.state
+        flags = Flags(0)
+        if state.disk > Disk.Inconsistent:
+            flags |= Flags.CONSISTENT
+        if state.disk > Disk.Outdated:
+            flags |= Flags.WAS_UP_TO_DATE
+        if state.role is Role.Primary or (
+            state.peer is Role.Primary and state.pdsk is Disk.Diskless
+        ):
+            flags |= Flags.PRIMARY_IND
+        if state.conn > Conn.WFReportParams:
+            flags |= Flags.CONNECTED_IND
+        if state.pdsk in (Disk.Inconsistent, Disk.Outdated):
+            flags |= Flags.PEER_OUT_DATED
+        if self.crashed_primary:
+            flags |= Flags.CRASHED_PRIMARY
+        return flags
+
+    def _keep_superblock(self) -> None:
+        """Write the superblock when the state has changed what its flags say."""
+        if self.store is None or self.state.disk not in USABLE:
+            return
+        if self._last_flags & STATE_FLAGS != self.state_flags():
+            self.write_superblock()
+
+    def write_superblock(self, then: Callable[[int], None] | None = None) -> None:
+        """Make UUIDs, size and flags durable; a failure costs the disk."""
+        if self.store is None:
+            if then is not None:
+                self.resource.soon(lambda: then(0))
+            return
+
+        def written(errno: int) -> None:
+            if errno:
+                self.local_io_error("superblock write", 0, errno)
+            if then is not None:
+                then(errno)
+
+        self.store.superblocks.write(written)
+
+    # --- generations --------------------------------------------------------------------------
+
+    def new_generation(self, then: Callable[[int], None] | None = None) -> None:
+        """From here on this data is a generation of its own. Completions wait until it is stable."""
+        store = self.store
+        assert store is not None
+        primary = self.state.role is Role.Primary
+        store.uuids.new_current(self.resource.random_uuid(), primary)
+        self.exposed_uuid = store.uuids.current
+        self.generation_pending = True
+        self.log("info", f"new current UUID: {store.uuids}")
+
+        def stable(errno: int) -> None:
+            self.generation_pending = False
+            self.application.generation_stable()
+            waiting, self._after_generation = self._after_generation, []
+            for action in waiting:
+                action()
+            if not errno and self.state.conn >= Conn.Connected:
+                self.exchange.send_uuids()
+            if then is not None:
+                then(errno)
+
+        self.write_superblock(stable)
+
+    def after_generation(self, action: Callable[[], None]) -> None:
+        """Run `action` once no generation is on its way to the disk."""
+        if self.generation_pending:
+            self._after_generation.append(action)
+        else:
+            action()
+
+    # --- bitmap -------------------------------------------------------------------------------
+
+    def mark_out_of_sync(self, sector: int, nsectors: int, *, tell_peer: bool = False) -> None:
+        """These sectors may differ from the peer's."""
+        bitmap = self.bitmap
+        if bitmap is None:
+            return
+        if bitmap.set_sectors(sector, nsectors) and tell_peer:
+            self.exchange.send_out_of_sync(sector, nsectors)
+
+    def mark_in_sync(self, sector: int, nsectors: int) -> None:
+        """These sectors are known equal and stable on both nodes. Partial blocks stay marked."""
+        if self.bitmap is not None:
+            self.bitmap.clear_sectors(sector, nsectors, self.size_sectors)
+
+    def mark_all(self, then: Callable[[int], None]) -> None:
+        """Everything is out of sync, durably; then(errno)."""
+        assert self.store is not None
+        stores.write_full_bitmap(self.store, then)
+
+    def _before_evict(self, extents: list[int], then: Callable[[int], None]) -> None:
+        """Bits of extents that leave the log, and with external metadata the data they vouch for."""
+        store = self.store
+        if store is None:
+            then(EIO)
+            return
+        pages = {p for p in pages_of_extents(extents) if p < store.bitmap.page_count}
+
+        def written(errno: int) -> None:
+            if errno or store.meta is store.data:
+                then(errno)
+            else:
+                store.data.flush(then)
+
+        store.bitmaps.write_dirty_of(pages, written)
+
+    # --- size ---------------------------------------------------------------------------------
+
+    def set_size(self, sectors: int) -> None:
+        """Take an agreed size; new bits of a bitmap that grows are set."""
+        if sectors == self.size_sectors:
+            return
+        self.size_sectors = sectors
+        if self.store is not None:
+            self.store.bitmap.resize(bitmap_bits(sectors), set_new=True)
+        self.log("info", f"size = {sectors >> 1} KB ({sectors} sectors)")
+        self.resource.changed()
+
+    @property
+    def own_capacity(self) -> int:
+        """Sectors that the local disk could hold; 0 without one."""
+        return self.store.capacity_sectors if self.store is not None else 0
+
+    # --- attach and detach --------------------------------------------------------------------
+
+    def attach(self, data: DiskPort, meta: DiskPort, placement: Placement, done: AdminDone) -> None:
+        """Read the metadata and take the disk into use; done(None or the error)."""
+        if self.state.disk is not Disk.Diskless:
+            error = StateRefused(f"{self.name}: a disk is attached already", code=-10)
+            self.resource.soon(lambda: done(error))
+            return
+        self.change(disk=Disk.Attaching)
+
+        def read(store: Store | None, error: ReplicatorError | None) -> None:
+            if store is not None:
+                error = self._refuse_store(store)
+            if error is not None or store is None:
+                self.change(disk=Disk.Diskless)
+                done(error)
+                return
+            self._take_store(store, done)
+
+        stores.attach(self.name, data, meta, placement, self.refresh_superblock, read)
+
+    def _refuse_store(self, store: Store) -> ReplicatorError | None:
+        """Guards against the wrong data under a running Primary, and impossible settings."""
+        current = store.uuids.current
+        if self.state.role is Role.Primary and self.exposed_uuid:
+            same = (current ^ self.exposed_uuid) >> 1 == 0
+            if self.state.conn < Conn.Connected and not same:
+                return NoUsableDataError(
+                    f"{self.name}: can only attach to the data that is in use (generation "
+                    f"{self.exposed_uuid:016X}), this disk has {current:016X}",
+                    hint="connect to the peer first, then attach",
+                )
+        slots = self.settings.disk.al_extents
+        if slots > max_extents(store.geometry.al_blocks):
+            return MetadataError(
+                f"{self.name}: al-extents: {slots} do not fit, this metadata holds at most "
+                f"{max_extents(store.geometry.al_blocks)}",
+                hint="lower al-extents in the configuration",
+            )
+        wanted = self.settings.disk.size >> 9
+        if wanted > store.capacity_sectors:
+            return NoDiskError(
+                f"{self.name}: size: {wanted} sectors are configured, the disk has "
+                f"{store.capacity_sectors}"
+            )
+        return None
+
+    def _take_store(self, store: Store, done: AdminDone) -> None:
+        flags = store.superblock.flags
+        self.store = store
+        self.counters = Counters()
+        if flags & (Flags.CRASHED_PRIMARY | Flags.PRIMARY_IND):
+            self.crashed_primary = self.state.role is not Role.Primary
+        store.uuids.mark_role(self.state.role is Role.Primary)
+        agreed = store.superblock.la_size_sect
+        everything = bool(flags & Flags.FULL_SYNC)
+        if not agreed:
+            everything = True
+            wanted = self.settings.disk.size >> 9
+            self.set_size(self.size_sectors or wanted or store.capacity_sectors)
+        elif self.size_sectors != agreed:
+            self.set_size(agreed)
+        store.bitmap.resize(bitmap_bits(self.size_sectors), set_new=True)
+        if self.crashed_primary and flags & Flags.AL_DISABLED:
+            everything = True
+        if self.settings.disk.al_updates:
+            store.superblock.flags &= ~Flags.AL_DISABLED
+        else:
+            store.superblock.flags |= Flags.AL_DISABLED
+        slots = self.settings.disk.al_extents
+        store.superblock.al_nr_extents = slots
+        self.activity_log_object = ActivityLog(
+            store.meta, store.geometry, slots, self._before_evict, self._log_is_starving
+        )
+
+        def stable(errno: int) -> None:
+            if errno:
+                self.store = None
+                self.activity_log_object = None
+                self.change(disk=Disk.Diskless)
+                done(NoDiskError(f"{self.name}: cannot write metadata: {errno_text(errno)}"))
+            else:
+                self._attached(flags, done)
+
+        if everything:
+            stores.write_full_bitmap(store, stable)
+        else:
+            store.superblocks.write(stable)
+
+    def _attached(self, flags: Flags, done: AdminDone) -> None:
+        """The metadata is marked unclean: the disk may be used, in the state that its flags tell."""
+        disk = disk_state_of(flags, self.settings.disk.fencing)
+        if self.state.conn >= Conn.Connected:
+            self.negotiated_disk = disk
+            self.change(disk=Disk.Negotiating)
+            self.exchange.announce_disk()
+        elif flags & Flags.PEER_OUT_DATED and self.state.pdsk is Disk.DUnknown:
+            self.change(disk=disk, pdsk=Disk.Outdated)
+        else:
+            self.change(disk=disk)
+        done(None)
+
+    # --- the connection -----------------------------------------------------------------------
+
+    def start_full_sync(self, conn: Conn) -> None:
+        """StartingSyncS or StartingSyncT, agreed with the peer: all bits, then the resync itself."""
+        link = self.resource.replication.link
+        self.change(conn=conn)
+
+        def marked(errno: int) -> None:
+            if errno:
+                self.local_io_error("bitmap write", 0, errno)
+            elif self.state.conn is conn and self.resource.replication.link is link:
+                if conn is Conn.StartingSyncS:
+                    self.resync.start_source()
+                else:
+                    self.exchange.await_sync_uuid()
+
+        self.mark_all(marked)
+
+    def connection_lost(self) -> None:
+        """After the states have changed and the transfer log is empty: keep what is known."""
+        if self.store is not None and self.state.disk is Disk.Diskless:
+            # It was Negotiating, and nobody can say any more whether its data may be used.
+            store, self.store = self.store, None
+            self.activity_log_object = None
+            self._update_shortcuts()
+            if self.released is not None:
+                self.released(store)
+        if self.store is not None and self.state.disk > Disk.Failed:
+            self.store.bitmaps.write_dirty()
+        if self.outdate_after_disconnect:
+            self.outdate_after_disconnect = False
+            if self.state.role is Role.Secondary and self.state.disk > Disk.Outdated:
+                self.change(disk=Disk.Outdated)
+
+    def _log_is_starving(self) -> None:
+        """All slots belong to writes that the peer has not made stable: ask it to."""
+        self.resource.replication.close_epoch()
+
+    def local_io_error(self, what: str, sector: int, errno: int) -> None:
+        """The local disk failed: act as on-io-error says."""
+        if self.state.disk <= Disk.Failed:
+            return
+        policy = self.settings.disk.on_io_error
+        self.log("error", f"local {what} at sector {sector}: {errno_text(errno)}; {policy}")
+        if policy == "pass_on" and what in ("read", "write", "write for the peer"):
+            if self.state.disk > Disk.Inconsistent:
+                self.change(disk=Disk.Inconsistent)
+                self.exchange.send_state()
+            return
+        if policy == "call-local-io-error":
+            self.resource.handlers.call("local-io-error", self.number, None)
+        self.drop_disk()
+
+    def drop_disk(self, done: Callable[[], None] | None = None) -> None:
+        """Failed, then Diskless; what can still be saved of the bitmap is written."""
+        store = self.store
+        log = self.activity_log_object
+        self.change(disk=Disk.Failed)
+        self.exchange.send_state()
+        if log is not None:
+            self.activity_log_object = None
+            log.fail(EIO)
+
+        def saved(_errno: int) -> None:
+            if self.store is store:
+                self.store = None
+                self.change(disk=Disk.Diskless)
+                self.exchange.send_state()
+            if store is not None and self.released is not None:
+                self.released(store)
+            if done is not None:
+                done()
+
+        if store is None:
+            self.resource.soon(lambda: saved(0))
+        else:
+            store.bitmaps.write_dirty(lambda _errno: store.superblocks.write(saved))
+
+
+def disk_state_of(flags: Flags, fencing: str) -> Disk:
+    """The state of a disk as its superblock flags tell it at attach (metadata: flags)."""
+    if not flags & Flags.CONSISTENT:
+        return Disk.Inconsistent
+    if not flags & Flags.WAS_UP_TO_DATE:
+        return Disk.Outdated
+    if flags & Flags.PEER_OUT_DATED or fencing == "dont-care":
+        return Disk.UpToDate
+    return Disk.Consistent

@@ -1,0 +1,1 @@
+"""The real engine of both nodes in one process, on virtual time, pretended disks and networks."""

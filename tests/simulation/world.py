@@ -1,0 +1,418 @@
+"""The pretended world: a clock that jumps, disks with a volatile cache, a network with faults.
+
+Everything is driven by one seeded random source, so that a history can be repeated from its seed.
+What this file must not know: the engine. It only implements its ports.
+"""
+
+from __future__ import annotations
+
+import errno
+import heapq
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+SECTOR = 512
+
+
+class Timer:
+    def __init__(self, action: Callable[[], None]) -> None:
+        self.action: Callable[[], None] | None = action
+
+    def cancel(self) -> None:
+        self.action = None
+
+
+class Clock:
+    """Virtual time for the whole world; run() executes what is due, in order."""
+
+    def __init__(self) -> None:
+        self.time = 0.0
+        self._queue: list[tuple[float, int, Timer]] = []
+        self._order = itertools.count()
+        self.steps = 0
+
+    def now(self) -> float:
+        return self.time
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
+        timer = Timer(action)
+        heapq.heappush(self._queue, (self.time + max(0.0, seconds), next(self._order), timer))
+        return timer
+
+    def call_soon(self, action: Callable[[], None]) -> Timer:
+        return self.call_later(0.0, action)
+
+    def step(self) -> bool:
+        """Run the next event; False when there is none."""
+        while self._queue:
+            due, _order, timer = heapq.heappop(self._queue)
+            if timer.action is None:
+                continue
+            self.time = max(self.time, due)
+            self.steps += 1
+            action, timer.action = timer.action, None
+            action()
+            return True
+        return False
+
+    def run(self, seconds: float) -> None:
+        """Let this much time pass."""
+        end = self.time + seconds
+        while self._queue and self._queue[0][0] <= end:
+            self.step()
+        self.time = end
+
+    def run_until(self, condition: Callable[[], bool], limit: float = 60.0) -> None:
+        """Let time pass until the condition holds. Raises AssertionError after `limit` seconds."""
+        end = self.time + limit
+        while not condition():
+            if not self._queue or self._queue[0][0] > end:
+                raise AssertionError(f"not reached within {limit} virtual seconds")
+            self.step()
+
+
+class OwnedClock:
+    """One node's view of the clock: its timers die with it."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self.alive = True
+
+    def now(self) -> float:
+        return self._clock.time
+
+    def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
+        return self._clock.call_later(seconds, lambda: self._run(action))
+
+    def call_soon(self, action: Callable[[], None]) -> Timer:
+        return self.call_later(0.0, action)
+
+    def _run(self, action: Callable[[], None]) -> None:
+        if self.alive:
+            action()
+
+
+@dataclass
+class Medium:
+    """What stays of a disk when its node is gone: stable content, and unflushed sectors."""
+
+    size: int
+    stable: bytearray = field(init=False)
+    current: bytearray = field(init=False)
+    unflushed: set[int] = field(default_factory=set)
+    """Sectors whose current content is not stable."""
+
+    def __post_init__(self) -> None:
+        self.stable = bytearray(self.size)
+        self.current = bytearray(self.size)
+
+    def power_loss(self, rng: random.Random) -> None:
+        """Each unflushed sector is kept or lost on its own: so a block may be torn."""
+        for sector in sorted(self.unflushed):
+            start = sector * SECTOR
+            if rng.random() < 0.5:
+                self.stable[start : start + SECTOR] = self.current[start : start + SECTOR]
+        self.current[:] = self.stable
+        self.unflushed.clear()
+
+
+class Disk:
+    """A medium as one running node sees it: calls take time, and end when the node ends."""
+
+    def __init__(
+        self, medium: Medium, clock: OwnedClock, rng: random.Random, delay: float = 0.0005
+    ) -> None:
+        self.medium = medium
+        self.size = medium.size
+        self.delay = delay
+        self.fails: Callable[[str, int, int], int] | None = None
+        """(kind, offset, length) -> errno to answer with, or 0."""
+        self.hangs = False
+        self._clock = clock
+        self._rng = rng
+        self.writes = 0
+        self.flushes = 0
+
+    def _later(self, action: Callable[[], None]) -> None:
+        if not self.hangs:
+            self._clock.call_later(self.delay * (0.2 + 1.6 * self._rng.random()), action)
+
+    def _error(self, kind: str, offset: int, length: int) -> int:
+        if offset < 0 or offset + length > self.size:
+            return errno.EINVAL
+        return self.fails(kind, offset, length) if self.fails is not None else 0
+
+    def read(self, offset: int, length: int, done: Callable[[int, bytes], None]) -> None:
+        def act() -> None:
+            error = self._error("read", offset, length)
+            done(error, b"" if error else bytes(self.medium.current[offset : offset + length]))
+
+        self._later(act)
+
+    def write(self, offset: int, data: Any, done: Callable[[int], None]) -> None:
+        data = bytes(data)
+
+        def act() -> None:
+            error = self._error("write", offset, len(data))
+            if not error:
+                self._put(offset, data)
+            done(error)
+
+        self._later(act)
+
+    def _put(self, offset: int, data: bytes) -> None:
+        assert offset % SECTOR == 0 and len(data) % SECTOR == 0
+        self.writes += 1
+        self.medium.current[offset : offset + len(data)] = data
+        first = offset // SECTOR
+        self.medium.unflushed.update(range(first, first + len(data) // SECTOR))
+
+    def write_durable(self, offset: int, data: Any, done: Callable[[int], None]) -> None:
+        data = bytes(data)
+        before = set(self.medium.unflushed)
+
+        def pre_flushed() -> None:
+            self._stabilise(before)
+            error = self._error("write", offset, len(data))
+            if error:
+                done(error)
+                return
+            self._put(offset, data)
+            self._later(written)
+
+        def written() -> None:
+            first = offset // SECTOR
+            self._stabilise(set(range(first, first + len(data) // SECTOR)))
+            done(0)
+
+        self._later(pre_flushed)
+
+    def _stabilise(self, sectors: set[int]) -> None:
+        medium = self.medium
+        for sector in sectors & medium.unflushed:
+            start = sector * SECTOR
+            medium.stable[start : start + SECTOR] = medium.current[start : start + SECTOR]
+        medium.unflushed -= sectors
+
+    def flush(self, done: Callable[[int], None]) -> None:
+        before = set(self.medium.unflushed)
+
+        def act() -> None:
+            error = self._error("flush", 0, 0)
+            if not error:
+                self.flushes += 1
+                self._stabilise(before)
+            done(error)
+
+        self._later(act)
+
+    def zero(self, offset: int, length: int, unmap: bool, done: Callable[[int], None]) -> None:
+        self.write(offset, bytes(length), done)
+
+    def discard(self, offset: int, length: int, done: Callable[[int], None]) -> None:
+        self.zero(offset, length, True, done)
+
+
+class Channel:
+    """One end of a connection."""
+
+    def __init__(self, network: Network, owner: str, name: str) -> None:
+        self.network = network
+        self.owner = owner
+        self.name = name
+        self.events: Any = None
+        self.queued = 0
+        self.unsent = 0
+        self.other: Channel | None = None
+        self.open = True
+        self._reading = True
+        self._outgoing: list[bytes] = []
+        self._arrived: list[bytes | None] = []
+        self._arrives_after = 0.0
+
+    def send(self, data: Any) -> None:
+        if not self.open:
+            return
+        data = bytes(data)
+        self.queued += len(data)
+        self.unsent += len(data)
+        if not self._outgoing:
+            self.network.clock.call_soon(self._flush)
+        self._outgoing.append(data)
+
+    def _flush(self) -> None:
+        if not self._outgoing:
+            return
+        data = b"".join(self._outgoing)
+        self._outgoing.clear()
+        self.unsent -= len(data)
+        if self.open and self.events is not None and self.network.alive[self.owner]:
+            self.events.sent(self.queued - self.unsent)
+        self._carry(data)
+
+    def _carry(self, data: bytes | None) -> None:
+        """Bring data (None: the end) to the other side, in order, after the latency."""
+        other = self.other
+        assert other is not None
+        clock, network = self.network.clock, self.network
+        when = max(clock.time + network.latency(), self._arrives_after)
+        self._arrives_after = when
+        clock.call_later(when - clock.time, lambda: network.deliver(self.owner, other, data))
+
+    def arrive(self, data: bytes | None) -> None:
+        self._arrived.append(data)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        while self._arrived and self._reading and self.open and self.events is not None:
+            data = self._arrived.pop(0)
+            if data is None:
+                self.open = False
+                self.events.closed("end of stream")
+            else:
+                self.events.received(data)
+
+    def pause_reading(self) -> None:
+        self._reading = False
+
+    def resume_reading(self) -> None:
+        self._reading = True
+        self.network.clock.call_soon(self._deliver)
+
+    def close(self) -> None:
+        if self.open:
+            self._flush()
+            self.open = False
+            self._carry(None)
+
+    def abort(self, reason: str) -> None:
+        """The connection breaks under this end."""
+        if self.open:
+            self.open = False
+            if self.events is not None and self.network.alive[self.owner]:
+                self.events.closed(reason)
+
+
+class Network:
+    """Everything between two nodes, named as the nodes are."""
+
+    def __init__(self, clock: Clock, rng: random.Random, nodes: tuple[str, str]) -> None:
+        self.clock = clock
+        self._rng = rng
+        self.nodes = nodes
+        self.alive = dict.fromkeys(nodes, False)
+        self.cut: set[str] = set()
+        """Nodes whose outgoing packets are lost."""
+        self.listeners: dict[str, Callable[[Channel], None]] = {}
+        self.channels: list[Channel] = []
+        self.base_latency = 0.0002
+
+    def latency(self) -> float:
+        return self.base_latency * (0.5 + self._rng.random())
+
+    def peer_of(self, node: str) -> str:
+        return self.nodes[1] if node == self.nodes[0] else self.nodes[0]
+
+    def deliver(self, sender: str, channel: Channel, data: bytes | None) -> None:
+        if sender in self.cut:
+            return
+        if channel.open and self.alive[channel.owner]:
+            channel.arrive(data)
+
+    def connect(self, node: str) -> Channel | None:
+        """Try to connect; None if nobody listens or the way is cut."""
+        peer = self.peer_of(node)
+        if self.cut or not self.alive[peer] or peer not in self.listeners:
+            return None
+        number = len(self.channels)
+        near = Channel(self, node, f"{node}->{peer}#{number}")
+        far = Channel(self, peer, f"{peer}<-{node}#{number}")
+        near.other, far.other = far, near
+        self.channels += [near, far]
+        self.clock.call_later(self.latency(), lambda: self._accept(peer, far))
+        return near
+
+    def _accept(self, peer: str, far: Channel) -> None:
+        listener = self.listeners.get(peer)
+        if listener is None or not self.alive[peer]:
+            far.open = False
+            assert far.other is not None
+            far.other.abort("connection refused")
+        else:
+            listener(far)
+            far.resume_reading()
+
+    def break_all(self, reason: str = "connection reset") -> None:
+        """Cut every connection under both ends."""
+        for channel in self.channels:
+            channel.abort(reason)
+        self.channels.clear()
+
+    def node_died(self, node: str, silently: bool) -> None:
+        """The node's connections end: with a reset if its kernel lives, else not at all."""
+        self.alive[node] = False
+        self.listeners.pop(node, None)
+        for channel in self.channels:
+            if channel.owner == node and channel.open:
+                channel.open = False
+                other = channel.other
+                if not silently and other is not None:
+                    self.clock.call_later(
+                        self.latency(), lambda o=other: o.abort("connection reset by peer")
+                    )
+
+
+class NodeNetwork:
+    """The Network port of one node."""
+
+    def __init__(self, network: Network, node: str, clock: OwnedClock) -> None:
+        self._network = network
+        self._node = node
+        self._clock = clock
+
+    def listen(self, accepted: Callable[[Channel], None], failed: Callable[[str], None]) -> None:
+        self._network.listeners[self._node] = accepted
+
+    def stop_listening(self) -> None:
+        self._network.listeners.pop(self._node, None)
+
+    def dial(self, timeout: float, done: Callable[[Channel | None, str], None]) -> Timer:
+        def try_it() -> None:
+            channel = self._network.connect(self._node)
+            done(channel, "" if channel is not None else "connection refused")
+
+        return self._clock.call_later(self._network.latency(), try_it)
+
+
+class Entropy:
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+
+    def random_bytes(self, count: int) -> bytes:
+        return self._rng.randbytes(count)
+
+
+class Log:
+    def __init__(self, clock: Clock, node: str, lines: list[str]) -> None:
+        self._clock = clock
+        self._node = node
+        self._lines = lines
+
+    def log(self, level: str, message: str) -> None:
+        self._lines.append(f"{self._clock.time:10.4f} {self._node:6} {level:7} {message}")
+
+
+class Handlers:
+    def __init__(self, clock: OwnedClock) -> None:
+        self._clock = clock
+        self.calls: list[str] = []
+
+    def call(
+        self, event: str, volume: int | None, done: Callable[[int], None] | None
+    ) -> None:
+        self.calls.append(event)
+        if done is not None:
+            self._clock.call_soon(lambda: done(0))
