@@ -170,9 +170,7 @@ class Application:
             self._frozen.append(partial(self._accept, write))
             return
         end = write.sector + write.nsectors
-        write.hold = self._volume.locks.acquire(
-            write.sector, end, lambda: self._activate(write)
-        )
+        write.hold = self._volume.locks.acquire(write.sector, end, lambda: self._activate(write))
         if write.hold.granted:
             self._activate(write)
 

@@ -139,7 +139,7 @@ def _negative_reply(volume: Volume, _command: int, packet: BlockAck) -> None:
 
 def _write_ack(volume: Volume, command: int, packet: BlockAck) -> None:
     if packet.block_id == SYNCER_ID:
-        volume.resync.got_ack(command, packet)
+        volume.resync_source.got_ack(command, packet)
         return
     replication = volume.resource.replication
     if command == Command.NEG_ACK and packet.block_id not in replication.log.by_id:
@@ -152,7 +152,7 @@ def _write_ack(volume: Volume, command: int, packet: BlockAck) -> None:
 
 
 def _resync_request(volume: Volume, command: int, packet: BlockRequest) -> None:
-    volume.resync.got_request(command, packet)
+    volume.resync_source.got_request(command, packet)
 
 
 def _resync_reply(volume: Volume, command: int, packet: Data) -> None:

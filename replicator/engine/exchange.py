@@ -281,7 +281,7 @@ class Exchange:
             and state.pdsk in (Disk.Inconsistent, Disk.Consistent)
             and peer.conn is Conn.Connected
             and peer.disk is Disk.UpToDate
-            and self._volume.resync.target_is_done()
+            and self._volume.resync_source.target_is_done()
         )
 
     def _must_decide(self, peer: StateWord) -> bool:
@@ -332,6 +332,7 @@ class Exchange:
                 rr_conflict=net.rr_conflict,
                 always_asbp=net.always_asbp,
                 own_demotable=volume.users == 0,
+                own_negotiating=volume.state.disk is Disk.Negotiating,
                 resource=resource.settings.name,
             )
         )
@@ -463,7 +464,7 @@ class Exchange:
         if conn is Conn.WFBitMapT:
             self._send_bitmap()
         elif conn is Conn.WFBitMapS:
-            self._volume.resync.start_source()
+            self._volume.resync_source.start()
 
     def _bitmap_sent(self) -> None:
         volume = self._volume

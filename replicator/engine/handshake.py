@@ -60,6 +60,7 @@ class Handshake:
     always_asbp: bool = False
     dry_run: bool = False
     own_demotable: bool = False
+    own_negotiating: bool = False
     resource: str = "RES"
 
 
@@ -176,7 +177,10 @@ def _solve_split_brain(course: _Course, h: Handshake) -> _Course:
     else:
         note = "the after-sb policies do not apply without a common base (see always-asbp)"
         course = replace(course, notes=course.noting(note))
-    if course.value == _UNRESOLVED:
+    # A policy chose this node as target, but its device is in use: the peer goes by that choice,
+    # so another one here would make both nodes source.
+    refused = "pri-lost-after-sb" in course.handlers
+    if course.value == _UNRESOLVED and not refused:
         course = _solve_by_hand(course, h)
     return course
 
@@ -246,6 +250,7 @@ def _conflict_with_state(course: _Course, h: Handshake) -> Verdict | None:
             )
             return _give_up(course, h, advice)
     in_use = h.own_role is Role.Primary and h.own_disk >= Disk.Consistent and not course.demote
+    in_use = in_use and not h.own_negotiating
     if course.value < 0 and in_use:
         return _role_contradicts(course, h)
     return None

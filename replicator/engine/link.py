@@ -30,6 +30,8 @@ EXTENSION_VERSION = 1
 HANDSHAKE_PINGS = 4
 """Features and authentication may take this many ping-timeouts for each answer."""
 CHALLENGE_LENGTH = 64
+OTHER_SOCKET_GRACE = 0.2
+"""Seconds in which the second socket is still read after the first has ended."""
 
 PING = encode(0, Command.PING, Empty())
 PING_ACK = encode(0, Command.PING_ACK, Empty())
@@ -67,6 +69,7 @@ class _Socket:
         self.channel = channel
         self.reader = FrameReader(letter)
         self.last_received = link.clock.now()
+        self.ended = False
         channel.events = self
 
     def received(self, data: bytes) -> None:
@@ -79,7 +82,8 @@ class _Socket:
             self.link.owner.link_sent(self.link, position)
 
     def closed(self, reason: str) -> None:
-        self.link.fail(Conn.BrokenPipe, f"{self.channel.name}: {reason}")
+        self.ended = True
+        self.link.socket_closed(f"{self.channel.name}: {reason}")
 
 
 class Link:
@@ -136,6 +140,13 @@ class Link:
             return
         self.close()
         self.owner.link_lost(self, state, reason, stand_alone)
+
+    def socket_closed(self, reason: str) -> None:
+        """One socket has ended; what the peer said last on the other is still worth hearing."""
+        if self.data.ended and self.meta.ended:
+            self.fail(Conn.BrokenPipe, reason)
+        elif self.phase is not Phase.CLOSED:
+            self.clock.call_later(OTHER_SOCKET_GRACE, lambda: self.fail(Conn.BrokenPipe, reason))
 
     def close(self) -> None:
         """Close both sockets without telling the owner."""

@@ -1,4 +1,5 @@
-"""Copying what differs: the target asks for marked ranges, the source answers, bits are cleared.
+"""Copying what differs: the target asks for marked ranges, the source answers (`resync_source`), bits
+are cleared. Here is the target's half, and the account of the run that both sides keep.
 
 Rules:
 1. The target pulls; each request is answered exactly once, same range.
@@ -23,12 +24,10 @@ from protocol.errors import WireError
 from protocol.packets import (
     SYNCER_ID,
     BlockAck,
-    BlockRequest,
     Command,
     Data,
     block_ack,
     block_request,
-    data_header,
 )
 from protocol.states import Conn, Disk, Role, StateWord
 from replicator.engine.snapshot import Progress
@@ -45,8 +44,6 @@ SECTORS_PER_BIT = 8
 WINDOW_BYTES = 16 << 20
 """Requested and not yet written on the target."""
 UNFLUSHED_BYTES_MAX = 64 << 20
-SOURCE_REQUESTS_MAX = 4096
-"""More requests than that at once is no peer that keeps to the protocol."""
 TICK = 0.1
 WRITE_BACK_INTERVAL = 2.0
 """Cleared bits go to the metadata disk about this often."""
@@ -68,13 +65,14 @@ class _Block:
 
 
 class Resync:
-    """Both halves for one volume; idle unless its connection state says otherwise."""
+    """The run on one volume; idle unless its connection state says otherwise."""
 
     def __init__(self, volume: Volume) -> None:
         self._volume = volume
         self.failed = 0
         """Blocks (bits) that could not be copied in this run."""
-        self._total = 0
+        self.total = 0
+        """Bits that were marked when the run began."""
         self._started = 0.0
         self._paused_since: float | None = None
         self._paused = 0.0
@@ -92,8 +90,6 @@ class Resync:
         self._budget = 0.0
         self._tick: Timer | None = None
         self._write_back: Timer | None = None
-        self.answering = 0
-        """Requests of the peer that are being read here: part of the `ua` counter."""
 
     # --- common -------------------------------------------------------------------------------
 
@@ -111,17 +107,17 @@ class Resync:
         """Resync data received and not acknowledged yet: part of the `ua` counter."""
         return self._writing + len(self._unflushed)
 
-    def _begin(self) -> None:
+    def begin(self) -> None:
         volume = self._volume
         assert volume.bitmap is not None
         now = volume.resource.clock.now()
         self.failed = 0
-        self._total = volume.bitmap.weight
+        self.total = volume.bitmap.weight
         self._started = now
         self._paused = 0.0
         self._paused_since = None
         self._marks.clear()
-        self._marks.append((now, self._total))
+        self._marks.append((now, self.total))
         self._arm_write_back()
 
     def state_changed(self, old: StateWord, new: StateWord) -> None:
@@ -171,7 +167,7 @@ class Resync:
         bitmap = self._volume.bitmap
         return max(0, bitmap.weight - self.failed) if bitmap is not None else 0
 
-    def _advance_marks(self) -> None:
+    def advance_marks(self) -> None:
         now = self._volume.resource.clock.now()
         if now - self._marks[-1][0] >= MARK_INTERVAL:
             self._marks.append((now, self._left()))
@@ -186,7 +182,7 @@ class Resync:
         rate = self._rate()
         return Progress(
             verify=False,
-            total=self._total,
+            total=self.total,
             left=self._left(),
             elapsed=now - self._started - self._paused,
             mark_age=now - since,
@@ -205,7 +201,7 @@ class Resync:
         volume.store.uuids.adopt_sync(uuid, volume.state.role is Role.Primary)
         link.pause_data()
         volume.change(conn=Conn.SyncTarget, disk=Disk.Inconsistent, pdsk=Disk.UpToDate)
-        self._begin()
+        self.begin()
         self._cursor = 0
         self._pass_weight = -1
         data = volume.store.data
@@ -375,7 +371,7 @@ class Resync:
                 self._unflushed_bytes -= block.nsectors << 9
                 volume.mark_in_sync(block.sector, block.nsectors)
                 self._acknowledge(Command.RS_WRITE_ACK, block)
-            self._advance_marks()
+            self.advance_marks()
             volume.resource.changed()
             self._flush()
             self._request_more()
@@ -404,7 +400,7 @@ class Resync:
         if block is not None:
             self._in_flight -= block.nsectors << 9
             self._volume.mark_in_sync(block.sector, block.nsectors)
-            self._advance_marks()
+            self.advance_marks()
             self._request_more()
 
     def got_negative(self, ack: BlockAck) -> None:
@@ -459,9 +455,9 @@ class Resync:
             return
         complete = store.bitmap.weight == 0
         seconds = volume.resource.clock.now() - self._started - self._paused
-        speed = self._total * 4 / max(seconds, 0.001)
+        speed = self.total * 4 / max(seconds, 0.001)
         volume.log(
-            "info", f"resync done ({seconds:.1f} s, {self._total * 4} KiB, {speed:.0f} K/sec)"
+            "info", f"resync done ({seconds:.1f} s, {self.total * 4} KiB, {speed:.0f} K/sec)"
         )
         if complete:
             store.uuids.adopt_final(peer, volume.state.role is Role.Primary)
@@ -478,172 +474,3 @@ class Resync:
                     volume.resource.handlers.call("after-resync-target", volume.number, None)
 
         volume.write_superblock(stable)
-
-    # --- source -------------------------------------------------------------------------------
-
-    def start_source(self) -> None:
-        """Both bitmaps are merged: name the resync, durably, and announce it."""
-        volume, link = self._volume, self._link
-        assert volume.store is not None
-        store = volume.store
-        volume.resource.handlers.call("before-resync-source", volume.number, None)
-        uuid = store.uuids.open_sync(volume.resource.random_uuid())
-
-        def stable(errno: int) -> None:
-            if errno or self._link is not link or link is None:
-                return
-            store.data.flush(flushed)
-
-        def flushed(errno: int) -> None:
-            if errno:
-                volume.local_io_error("flush before resync", 0, errno)
-                return
-            if self._link is not link or volume.state.conn not in (
-                Conn.WFBitMapS,
-                Conn.StartingSyncS,
-            ):
-                return
-            volume.change(conn=Conn.SyncSource, pdsk=Disk.Inconsistent)
-            self._begin()
-            volume.log("info", f"resync as source: {self._total * 4} KiB, sync UUID {uuid:016X}")
-            volume.exchange.send_sync_uuid(uuid)
-
-        volume.write_superblock(stable)
-
-    def got_request(self, command: int, request: BlockRequest) -> None:
-        """RS_DATA_REQUEST or CSUM_RS_REQUEST: read in turn with application writes, and answer."""
-        volume, link = self._volume, self._link
-        assert link is not None
-        nsectors = request.blksize >> 9
-        if request.sector + nsectors > volume.size_sectors:
-            raise WireError(
-                f"{Command(command).name} for sector {request.sector}, {request.blksize} bytes: "
-                f"the volume has {volume.size_sectors} sectors"
-            )
-        if volume.data_disk is None or volume.state.disk < Disk.UpToDate:
-            self._refuse(link, request)
-            return
-        if self.answering >= SOURCE_REQUESTS_MAX:
-            raise WireError(f"more than {SOURCE_REQUESTS_MAX} resync requests at once")
-        self.answering += 1
-        holds: list[Hold] = []
-
-        def read() -> None:
-            disk = volume.data_disk
-            if disk is None:
-                self.answering -= 1
-                volume.locks.release(holds[0])
-                return
-            disk.read(request.sector << 9, request.blksize, loaded)
-
-        def loaded(errno: int, data: bytes) -> None:
-            self.answering -= 1
-            if self._link is link and not link.closed:
-                if errno:
-                    self._refuse(link, request)
-                    self.failed += -(-nsectors // SECTORS_PER_BIT)
-                    volume.local_io_error("resync read", request.sector, errno)
-                else:
-                    self._answer(link, request, data)
-            volume.locks.release(holds[0])
-
-        hold = volume.locks.acquire(request.sector, request.sector + nsectors, read)
-        holds.append(hold)
-        if hold.granted:
-            read()
-
-    def _refuse(self, link: Link, request: BlockRequest) -> None:
-        volume = self._volume
-        volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
-        link.send_meta(
-            block_ack(
-                volume.number,
-                Command.NEG_RS_DREPLY,
-                request.sector,
-                SYNCER_ID,
-                request.blksize,
-                volume.sequence,
-            )
-        )
-
-    def _answer(self, link: Link, request: BlockRequest, data: bytes) -> None:
-        volume = self._volume
-        net = volume.resource.settings.net
-        nsectors = request.blksize >> 9
-        volume.counters.read += nsectors
-        if request.digest and digests.digest(net.csums_alg, data) == request.digest:
-            volume.mark_in_sync(request.sector, nsectors)
-            volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
-            link.send_meta(
-                block_ack(
-                    volume.number,
-                    Command.RS_IS_IN_SYNC,
-                    request.sector,
-                    SYNCER_ID,
-                    request.blksize,
-                    volume.sequence,
-                )
-            )
-            return
-        integrity = net.data_integrity_alg
-        digest = digests.digest(integrity, data) if integrity else b""
-        volume.counters.sent += nsectors
-        link.send_data(
-            data_header(
-                volume.number,
-                Command.RS_DATA_REPLY,
-                request.sector,
-                SYNCER_ID,
-                0,
-                0,
-                digest,
-                len(data),
-            )
-        )
-        link.send_data(data)
-
-    def got_ack(self, command: int, ack: BlockAck) -> None:
-        """RS_WRITE_ACK or NEG_ACK for resync data: the target has it on stable storage, or not."""
-        volume = self._volume
-        if volume.state.conn not in SOURCE:
-            return
-        if command == Command.NEG_ACK:
-            self.failed += -(-(ack.blksize >> 9) // SECTORS_PER_BIT)
-            return
-        volume.mark_in_sync(ack.sector, ack.blksize >> 9)
-        self._advance_marks()
-        volume.resource.changed()
-
-    def target_is_done(self) -> bool:
-        """The target reports the end. True: it is taken care of; its acknowledgements are all in."""
-        volume, link = self._volume, self._link
-        assert volume.bitmap is not None and link is not None
-        if volume.bitmap.weight > self.failed:
-            link.fail(
-                Conn.NetworkFailure,
-                f"{volume.name}: the peer ended the resync, but {volume.bitmap.weight * 4} KiB "
-                "are still marked here; connecting anew",
-            )
-            return True
-        if not self._finishing:
-            self._finishing = True
-            link.ping(self._source_fenced)
-        return True
-
-    def _source_fenced(self) -> None:
-        volume, link = self._volume, self._link
-        if volume.state.conn not in SOURCE or volume.store is None:
-            return
-        store = volume.store
-
-        def stable(errno: int) -> None:
-            if errno or self._link is not link or volume.state.conn not in SOURCE:
-                return
-            if store.bitmap.weight == 0:
-                store.uuids.close_tracking()
-                volume.exchange.peer_uuids = store.uuids.copy()
-            volume.log("info", "resync done")
-            volume.change(conn=Conn.Connected, pdsk=Disk.UpToDate)
-            volume.write_superblock()
-
-        store.bitmaps.write_dirty(stable)

@@ -84,7 +84,7 @@ def _volume(resource: Resource, volume: Volume) -> VolumeSnapshot:
         bm=store.bitmaps.pages_written if store is not None else 0,
         lo=local,
         pe=resource.replication.pending(volume) + resync.outstanding,
-        ua=receiving + resync.unacknowledged + resync.answering,
+        ua=receiving + resync.unacknowledged + volume.resync_source.answering,
         ap=application.pending,
         ep=len(writes.epochs) if writes is not None else 1,
         wo=_write_ordering(resource),

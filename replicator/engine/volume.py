@@ -26,6 +26,7 @@ from replicator.engine.intervals import IntervalLocks
 from replicator.engine.ports import Disk as DiskPort
 from replicator.engine.requests import Kind
 from replicator.engine.resync import Resync
+from replicator.engine.resync_source import ResyncSource
 from replicator.engine.settings import VolumeSettings
 from replicator.engine.states import adjust, contact_lost
 from replicator.engine.store import Store
@@ -102,6 +103,7 @@ class Volume:
         self.application: Application = Application(self)
         self.exchange: Exchange = Exchange(self)
         self.resync: Resync = Resync(self)
+        self.resync_source: ResyncSource = ResyncSource(self)
         self.released: Callable[[Store], None] | None = None
         """Told when a detached store is no longer used, so that its files can be closed."""
 
@@ -495,7 +497,7 @@ class Volume:
                 self.local_io_error("bitmap write", 0, errno)
             elif self.state.conn is conn and self.resource.replication.link is link:
                 if conn is Conn.StartingSyncS:
-                    self.resync.start_source()
+                    self.resync_source.start()
                 else:
                     self.exchange.await_sync_uuid()
 

@@ -134,9 +134,7 @@ class History:
     def _alone(self) -> None:
         """The Primary's peer may miss what is written from here on."""
         primary = self._primary()
-        if primary is not None and not all(
-            n.resource is not None and n.synced for n in self.nodes
-        ):
+        if primary is not None and not all(n.resource is not None and n.synced for n in self.nodes):
             self.current = {primary.name}
 
     def _burst(self) -> None:
@@ -244,6 +242,7 @@ class History:
             node = self.rng.choice(candidates)
             self.trace.append(f"          {node.name}")
             self._try(node.primary)
+            self._alone()
 
     def _disconnect(self) -> None:
         node = self._some_running()
@@ -278,7 +277,9 @@ class History:
         alice, bob = (node.data() for node in self.nodes)
         problems = self.account.violations(alice)
         if alice != bob:
-            differing = [i for i in range(0, len(alice), 4096) if alice[i : i + 4096] != bob[i : i + 4096]]
+            differing = [
+                i for i in range(0, len(alice), 4096) if alice[i : i + 4096] != bob[i : i + 4096]
+            ]
             problems.append(f"{len(differing)} blocks differ, the first at {differing[0]}")
         for node in self.nodes:
             bitmap = node.volume().bitmap

@@ -410,9 +410,7 @@ class Handlers:
         self._clock = clock
         self.calls: list[str] = []
 
-    def call(
-        self, event: str, volume: int | None, done: Callable[[int], None] | None
-    ) -> None:
+    def call(self, event: str, volume: int | None, done: Callable[[int], None] | None) -> None:
         self.calls.append(event)
         if done is not None:
             self._clock.call_soon(lambda: done(0))

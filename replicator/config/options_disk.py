@@ -1,0 +1,185 @@
+"""The options of section `disk`.
+
+Rules: data only. The order is that of docs/configuration.md, which is generated from here.
+"""
+
+from __future__ import annotations
+
+from replicator.config.option_rows import BYTES, KIB_RATE, SECTORS, TENTHS, boolean, choice, number
+from replicator.config.options import Effect, Kind, Option
+
+_MAX_RATE = 4 << 20
+
+DISK = (
+    number(
+        "disk",
+        "size",
+        0,
+        1 << 41,
+        0,
+        "size of the device; 0 means all that both disks have",
+        unit=SECTORS,
+    ),
+    choice(
+        "disk",
+        "on-io-error",
+        "pass_on call-local-io-error detach",
+        "detach",
+        "a disk reports an error: pass it on, call the handler, or go on diskless",
+    ),
+    choice(
+        "disk",
+        "fencing",
+        "dont-care resource-only resource-and-stonith",
+        "dont-care",
+        "a Primary lost its peer: do nothing, fence the peer, or also freeze I/O",
+    ),
+    boolean(
+        "disk",
+        "disk-barrier",
+        False,
+        "order writes by device barriers (no current kernel has them; flushes are used)",
+        negatable=True,
+    ),
+    boolean(
+        "disk",
+        "disk-flushes",
+        True,
+        "flush the backing disk's cache at barriers; no only with a battery-backed cache",
+        negatable=True,
+    ),
+    boolean(
+        "disk",
+        "disk-drain",
+        True,
+        "wait for the writes before a barrier; switching it off risks data",
+        negatable=True,
+    ),
+    boolean(
+        "disk",
+        "md-flushes",
+        True,
+        "flush after metadata writes; no only with a battery-backed cache",
+        negatable=True,
+    ),
+    number(
+        "disk",
+        "al-extents",
+        7,
+        65534,
+        1237,
+        "4 MiB extents that may be active at once; values below 67 count as 67",
+        syncer="al-extents",
+    ),
+    boolean(
+        "disk",
+        "al-updates",
+        True,
+        "keep the activity log; without it a Primary's crash costs a full resync",
+    ),
+    number(
+        "disk",
+        "resync-rate",
+        1,
+        _MAX_RATE,
+        250,
+        "resync speed when the controller is off (c-plan-ahead 0), and at its start",
+        syncer="rate",
+        aliases=("rate",),
+        unit=KIB_RATE,
+    ),
+    Option(
+        "disk",
+        "resync-after",
+        Kind.TEXT,
+        "",
+        "resync only after this other resource (RES or RES/VOLUME) is in sync",
+        Effect.NO,
+        aliases=("after",),
+        syncer="after",
+    ),
+    number(
+        "disk",
+        "c-plan-ahead",
+        0,
+        300,
+        20,
+        "how far the resync controller plans; 0 switches it off",
+        syncer="c-plan-ahead",
+        unit=TENTHS,
+    ),
+    number(
+        "disk",
+        "c-delay-target",
+        1,
+        100,
+        10,
+        "delay along the path the controller aims at when c-fill-target is 0",
+        syncer="c-delay-target",
+        unit=TENTHS,
+    ),
+    number(
+        "disk",
+        "c-fill-target",
+        0,
+        1 << 20,
+        100,
+        "resync data in flight the controller aims at",
+        unit=SECTORS,
+        syncer="c-fill-target",
+    ),
+    number(
+        "disk",
+        "c-max-rate",
+        250,
+        _MAX_RATE,
+        102400,
+        "upper bound of the resync speed",
+        syncer="c-max-rate",
+        unit=KIB_RATE,
+    ),
+    number(
+        "disk",
+        "c-min-rate",
+        0,
+        _MAX_RATE,
+        250,
+        "resync slows down to this when applications use the disk; 0 never slows down",
+        syncer="c-min-rate",
+        unit=KIB_RATE,
+    ),
+    number(
+        "disk",
+        "disk-timeout",
+        0,
+        6000,
+        0,
+        "detach when the backing disk does not answer for this long; 0 never",
+        Effect.NO,
+        unit=TENTHS,
+    ),
+    boolean(
+        "disk", "discard-zeroes-if-aligned", True, "trust that aligned discards read back as zeroes"
+    ),
+    number(
+        "disk",
+        "rs-discard-granularity",
+        0,
+        1 << 20,
+        0,
+        "resync blocks of this size that are all zero as discards; 0 off",
+        unit=BYTES,
+    ),
+    boolean("disk", "disable-write-same", False, "do not use the disk's WRITE SAME", Effect.NO),
+    choice(
+        "disk",
+        "read-balancing",
+        "prefer-local prefer-remote round-robin least-pending when-congested-remote 32K-striping "
+        "64K-striping 128K-striping 256K-striping 512K-striping 1M-striping",
+        "prefer-local",
+        "which node's disk serves reads",
+        Effect.NO,
+    ),
+    number("disk", "max-bio-bvecs", 0, 128, 0, "limit of pages per kernel I/O request", Effect.NO),
+    boolean("disk", "use-bmbv", False, "let the kernel merge large requests", Effect.NO),
+)

@@ -1,0 +1,214 @@
+"""The source's half of a resync: read what the target asks for, clear what it has made stable, and
+end when it says that it is done.
+
+Rules: as in `resync`. Reads take their turn with application writes (interval locks), so that an
+answer is never older than a write that went out before it.
+What this file must not know: how the target chooses what to ask for.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from protocol import digests
+from protocol.errors import WireError
+from protocol.packets import (
+    SYNCER_ID,
+    BlockAck,
+    BlockRequest,
+    Command,
+    block_ack,
+    data_header,
+)
+from protocol.states import Conn, Disk
+from replicator.engine.resync import SECTORS_PER_BIT, SOURCE
+
+if TYPE_CHECKING:
+    from replicator.engine.intervals import Hold
+    from replicator.engine.link import Link
+    from replicator.engine.volume import Volume
+
+REQUESTS_MAX = 4096
+"""More requests than that at once is no peer that keeps to the protocol."""
+
+
+class ResyncSource:
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self.answering = 0
+        """Requests of the peer that are being read here: part of the `ua` counter."""
+        self._finishing = False
+
+    @property
+    def _link(self) -> Link | None:
+        return self._volume.resource.replication.link
+
+    def start(self) -> None:
+        """Both bitmaps are merged: name the resync, durably, and announce it."""
+        volume, link = self._volume, self._link
+        assert volume.store is not None
+        store = volume.store
+        volume.resource.handlers.call("before-resync-source", volume.number, None)
+        uuid = store.uuids.open_sync(volume.resource.random_uuid())
+
+        def stable(errno: int) -> None:
+            if errno or self._link is not link or link is None:
+                return
+            store.data.flush(flushed)
+
+        def flushed(errno: int) -> None:
+            if errno:
+                volume.local_io_error("flush before resync", 0, errno)
+                return
+            if self._link is not link or volume.state.conn not in (
+                Conn.WFBitMapS,
+                Conn.StartingSyncS,
+            ):
+                return
+            self._finishing = False
+            volume.change(conn=Conn.SyncSource, pdsk=Disk.Inconsistent)
+            volume.resync.begin()
+            volume.log(
+                "info", f"resync as source: {volume.resync.total * 4} KiB, sync UUID {uuid:016X}"
+            )
+            volume.exchange.send_sync_uuid(uuid)
+
+        volume.write_superblock(stable)
+
+    def got_request(self, command: int, request: BlockRequest) -> None:
+        """RS_DATA_REQUEST or CSUM_RS_REQUEST: read in turn with application writes, and answer."""
+        volume, link = self._volume, self._link
+        assert link is not None
+        nsectors = request.blksize >> 9
+        if request.sector + nsectors > volume.size_sectors:
+            raise WireError(
+                f"{Command(command).name} for sector {request.sector}, {request.blksize} bytes: "
+                f"the volume has {volume.size_sectors} sectors"
+            )
+        if volume.data_disk is None or volume.state.disk < Disk.UpToDate:
+            self._refuse(link, request)
+            return
+        if self.answering >= REQUESTS_MAX:
+            raise WireError(f"more than {REQUESTS_MAX} resync requests at once")
+        self.answering += 1
+        holds: list[Hold] = []
+
+        def read() -> None:
+            disk = volume.data_disk
+            if disk is None:
+                self.answering -= 1
+                volume.locks.release(holds[0])
+                return
+            disk.read(request.sector << 9, request.blksize, loaded)
+
+        def loaded(errno: int, data: bytes) -> None:
+            self.answering -= 1
+            if self._link is link and not link.closed:
+                if errno:
+                    self._refuse(link, request)
+                    volume.resync.failed += -(-nsectors // SECTORS_PER_BIT)
+                    volume.local_io_error("resync read", request.sector, errno)
+                else:
+                    self._answer(link, request, data)
+            volume.locks.release(holds[0])
+
+        hold = volume.locks.acquire(request.sector, request.sector + nsectors, read)
+        holds.append(hold)
+        if hold.granted:
+            read()
+
+    def _refuse(self, link: Link, request: BlockRequest) -> None:
+        volume = self._volume
+        volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
+        link.send_meta(
+            block_ack(
+                volume.number,
+                Command.NEG_RS_DREPLY,
+                request.sector,
+                SYNCER_ID,
+                request.blksize,
+                volume.sequence,
+            )
+        )
+
+    def _answer(self, link: Link, request: BlockRequest, data: bytes) -> None:
+        volume = self._volume
+        net = volume.resource.settings.net
+        nsectors = request.blksize >> 9
+        volume.counters.read += nsectors
+        if request.digest and digests.digest(net.csums_alg, data) == request.digest:
+            volume.mark_in_sync(request.sector, nsectors)
+            volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
+            link.send_meta(
+                block_ack(
+                    volume.number,
+                    Command.RS_IS_IN_SYNC,
+                    request.sector,
+                    SYNCER_ID,
+                    request.blksize,
+                    volume.sequence,
+                )
+            )
+            return
+        integrity = net.data_integrity_alg
+        digest = digests.digest(integrity, data) if integrity else b""
+        volume.counters.sent += nsectors
+        link.send_data(
+            data_header(
+                volume.number,
+                Command.RS_DATA_REPLY,
+                request.sector,
+                SYNCER_ID,
+                0,
+                0,
+                digest,
+                len(data),
+            )
+        )
+        link.send_data(data)
+
+    def got_ack(self, command: int, ack: BlockAck) -> None:
+        """RS_WRITE_ACK or NEG_ACK for resync data: the target has it on stable storage, or not."""
+        volume = self._volume
+        if volume.state.conn not in SOURCE:
+            return
+        if command == Command.NEG_ACK:
+            volume.resync.failed += -(-(ack.blksize >> 9) // SECTORS_PER_BIT)
+            return
+        volume.mark_in_sync(ack.sector, ack.blksize >> 9)
+        volume.resync.advance_marks()
+        volume.resource.changed()
+
+    def target_is_done(self) -> bool:
+        """The target reports the end. True: it is taken care of; its acknowledgements are all in."""
+        volume, link = self._volume, self._link
+        assert volume.bitmap is not None and link is not None
+        if volume.bitmap.weight > volume.resync.failed:
+            link.fail(
+                Conn.NetworkFailure,
+                f"{volume.name}: the peer ended the resync, but {volume.bitmap.weight * 4} KiB "
+                "are still marked here; connecting anew",
+            )
+            return True
+        if not self._finishing:
+            self._finishing = True
+            link.ping(self._source_fenced)
+        return True
+
+    def _source_fenced(self) -> None:
+        volume, link = self._volume, self._link
+        if volume.state.conn not in SOURCE or volume.store is None:
+            return
+        store = volume.store
+
+        def stable(errno: int) -> None:
+            if errno or self._link is not link or volume.state.conn not in SOURCE:
+                return
+            if store.bitmap.weight == 0:
+                store.uuids.close_tracking()
+                volume.exchange.peer_uuids = store.uuids.copy()
+            volume.log("info", "resync done")
+            volume.change(conn=Conn.Connected, pdsk=Disk.UpToDate)
+            volume.write_superblock()
+
+        store.bitmaps.write_dirty(stable)
