@@ -1,0 +1,32 @@
+# What a developer or a CI job does with a checkout. `make` alone prints the targets.
+
+VENV := .venv
+PYTHON_CODE := protocol replicator nbd_plugin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test lint format demo clean
+
+help: ## print the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
+
+setup: ## install what is missing on this machine, and replicator into .venv
+	@scripts/setup
+
+test: setup ## run all tests (choose some: make test T=tests/unit)
+	@$(VENV)/bin/pytest $(T)
+
+lint: setup ## check style, format and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy --strict $(PYTHON_CODE)
+
+format: setup ## bring the code into the common format
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+demo: setup ## two nodes on this machine: mirror, kill one, fail over, resynchronise
+	@$(VENV)/bin/python scripts/demo.py
+
+clean: ## remove .venv and everything that was generated
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

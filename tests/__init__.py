@@ -1,0 +1,1 @@
+"""The tests of replicator: `unit`, `integration` (real programs and files) and `simulation`."""

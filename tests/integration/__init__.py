@@ -1,0 +1,1 @@
+"""Tests with the real parts: nbdkit, libnbd, drbd-utils, files, sockets and processes."""

@@ -1,0 +1,1 @@
+"""What the tests use to look at the product from outside; none of it imports the product."""

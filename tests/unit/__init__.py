@@ -1,0 +1,1 @@
+"""Tests of one part at a time; quick, and without other programs where that is possible."""
