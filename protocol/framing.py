@@ -1,0 +1,204 @@
+"""Byte stream to frames: finds the packets in what a socket delivers, in whatever pieces.
+
+Rules:
+1. A length is checked against the table as soon as its header is there, before anything waits for
+   the payload: at most one largest packet is ever buffered.
+2. Every byte is copied a bounded number of times, however the stream is cut up.
+3. The first error is final: the stream has lost its frame boundaries, the connection must end.
+4. What a payload means is not known here.
+
+Two header formats are spoken: h80 (8 bytes) until both nodes have announced their features, h100
+(16 bytes) from then on. h95 belongs to protocol versions we do not announce.
+"""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import NamedTuple
+
+from protocol.commands import SPECS, command_name, expected_length
+from protocol.errors import (
+    BadHeader,
+    BadLength,
+    BadMagic,
+    UnknownCommand,
+    WireError,
+    WrongPhase,
+    WrongSocket,
+)
+from protocol.packets import MAGIC_80, MAGIC_100
+
+_MAGIC_95 = 0x835A
+_H80_UNPACK = Struct(">IHH").unpack_from
+_H100_UNPACK = Struct(">IHHII").unpack_from
+_MAGIC_UNPACK = Struct(">I").unpack_from
+_H80_SIZE = 8
+_H100_SIZE = 16
+_SOCKETS = {"d": "data socket", "m": "meta socket"}
+
+
+class Frame(NamedTuple):
+    """One packet, still encoded. `volume` is 0 with the h80 header."""
+
+    command: int
+    volume: int
+    payload: bytes
+
+
+_new_frame = tuple.__new__
+
+
+class FrameReader:
+    """Reads one direction of one socket: feed it what arrives, take frames until there are none.
+
+    socket: "d" (data) or "m" (meta); "" accepts the commands of both, for an accepted connection
+    that has not said yet which it is. May be set later.
+    """
+
+    def __init__(self, socket: str = "") -> None:
+        self._h100 = False
+        self._extensions = False
+        self._chunk = b""
+        self._at = 0
+        self._later: list[bytes] = []
+        self._later_size = 0
+        self._need = 0
+        self._error: WireError | None = None
+        self._bounds: dict[int, tuple[int, int]] = {}
+        self.socket = socket
+
+    @property
+    def socket(self) -> str:
+        return self._socket
+
+    @socket.setter
+    def socket(self, name: str) -> None:
+        if name not in ("", "d", "m"):
+            raise ValueError(f'socket must be "d", "m" or "", not {name!r}')
+        self._socket = name
+        self._rebuild_bounds()
+
+    @property
+    def buffered(self) -> int:
+        """Bytes fed that no frame has been made of yet."""
+        return len(self._chunk) - self._at + self._later_size
+
+    def switch_to_h100(self, *, extensions: bool = True) -> None:
+        """The features handshake is over: frames not yet taken have the h100 header.
+
+        extensions: whether the peer may send our extension packets (it is a replicator).
+        """
+        self._h100 = True
+        self._need = 0
+        self._extensions = extensions
+        self._rebuild_bounds()
+
+    def feed(self, data: bytes | bytearray | memoryview) -> None:
+        """Take in what the socket delivered: any number of bytes, cut anywhere."""
+        if not isinstance(data, bytes):
+            data = bytes(data)
+        if self._at == len(self._chunk) and not self._later:
+            self._chunk = data
+            self._at = 0
+        elif data:
+            self._later.append(data)
+            self._later_size += len(data)
+
+    def next_frame(self) -> Frame | None:
+        """The next complete frame, None if it has not arrived yet. Raises WireError, every time."""
+        header_size = _H100_SIZE if self._h100 else _H80_SIZE
+        at = self._at
+        here = len(self._chunk) - at
+        need = self._need or header_size
+        if here < need:
+            # Joined only once all that is needed has come, so that pieces are joined once each.
+            if here + self._later_size < need:
+                return None
+            self._join()
+            at, here = 0, len(self._chunk)
+        command, volume, length = self._header(at)
+        end = header_size + length
+        if here < end:
+            self._need = end
+            if here + self._later_size < end:
+                return None
+            self._join()
+            at = 0
+        chunk = self._chunk
+        payload = chunk[at + header_size : at + end] if length else b""
+        self._need = 0
+        self._at = at + end
+        if self._at == len(chunk):
+            # Not to keep a large buffer alive while the connection idles.
+            self._chunk = b""
+            self._at = 0
+            if self._later:
+                self._join()
+        return _new_frame(Frame, (command, volume, payload))
+
+    def _join(self) -> None:
+        self._chunk = b"".join((memoryview(self._chunk)[self._at :], *self._later))
+        self._at = 0
+        self._later.clear()
+        self._later_size = 0
+
+    def _header(self, at: int) -> tuple[int, int, int]:
+        """Command, volume and payload length of the header at `at`, all checked."""
+        if self._error is not None:
+            raise self._error
+        pad = 0
+        if self._h100:
+            magic, volume, command, length, pad = _H100_UNPACK(self._chunk, at)
+            wanted = MAGIC_100
+        else:
+            magic, command, length = _H80_UNPACK(self._chunk, at)
+            volume, wanted = 0, MAGIC_80
+        bounds = self._bounds.get(command)
+        if magic == wanted and bounds and bounds[0] <= length <= bounds[1] and not pad:
+            return command, volume, length
+        self._error = self._what_is_wrong(magic, wanted, command, length, pad)
+        raise self._error
+
+    def _what_is_wrong(
+        self, magic: int, wanted: int, command: int, length: int, pad: int
+    ) -> WireError:
+        if magic != wanted:
+            return _bad_magic(magic, wanted)
+        name = command_name(command)
+        spec = SPECS.get(command)
+        if spec is None:
+            where = _SOCKETS.get(self._socket, "new connection")
+            return UnknownCommand(f"{where}: expected a known command, found {name}")
+        if command not in self._bounds:
+            if self._socket and self._socket not in spec.socket:
+                proper, actual = _SOCKETS[spec.socket], _SOCKETS[self._socket]
+                return WrongSocket(f"{name}: expected on the {proper}, found on the {actual}")
+            if spec.early:
+                return WrongPhase(f"{name}: expected before the features handshake, found after it")
+            if self._h100:
+                return UnknownCommand(
+                    f"{name}: expected only from a replicator, found from another"
+                )
+            return WrongPhase(f"{name}: expected after the features handshake, found before it")
+        if pad:
+            return BadHeader(f"{name}: expected a header with pad 0, found {pad:#x}")
+        return BadLength(f"{name}: expected {expected_length(command)}, found a length of {length}")
+
+    def _rebuild_bounds(self) -> None:
+        self._bounds = {
+            command: (spec.min_payload, spec.max_payload)
+            for command, spec in SPECS.items()
+            if spec.early != self._h100
+            and (not self._socket or self._socket in spec.socket)
+            and (self._extensions or not spec.name.endswith("EXTENSION"))
+        }
+
+
+def _bad_magic(magic: int, wanted: int) -> BadMagic:
+    known = {MAGIC_80: "h80", MAGIC_100: "h100"}
+    found = f"{magic:#010x}"
+    if magic in known:
+        found += f" (an {known[magic]} header)"
+    elif magic >> 16 == _MAGIC_95:
+        found += " (an h95 header: protocol 95 to 99, which we do not speak)"
+    return BadMagic(f"header: expected magic {wanted:#010x} ({known[wanted]}), found {found}")
