@@ -100,18 +100,14 @@ def test_metadata_on_a_block_device_is_that_of_drbdmeta(
 
 
 def test_a_claimed_block_device_is_refused_naming_the_holder(loop: str) -> None:
-    with open_claim(loop), pytest.raises(DeviceError, match=f"in use: pid {os.getpid()} "):
+    with files.open_backing(loop), pytest.raises(DeviceError, match=f"in use: pid {os.getpid()} "):
         files.create_md(loop, INTERNAL, ask=tool.yes)
     files.create_md(loop, INTERNAL, ask=tool.yes)
 
 
-def open_claim(device: str) -> files.Backing:
-    return files.open_backing(device)
-
-
 def test_drbdmeta_sees_our_claim(loop: str) -> None:
     files.create_md(loop, INTERNAL, ask=tool.yes)
-    with open_claim(loop):
+    with files.open_backing(loop):
         code, _ = tool.run(Path(loop), INTERNAL, "wipe-md", force=False)
         assert code == 20, "the tool must find the device busy"
     assert files.dstate(loop, INTERNAL) == "Inconsistent"
@@ -138,6 +134,9 @@ def test_a_file_behind_a_loop_device_is_refused(tmp_path: Path, loop: str) -> No
 
 
 def test_slots_of_a_shared_block_device_are_claimed_one_by_one(loop: str) -> None:
-    with files.open_backing(loop, index=0), files.open_backing(loop, index=1):
-        with pytest.raises(DeviceError, match="in use"):
-            files.open_backing(loop, index=1)
+    with (
+        files.open_backing(loop, index=0),
+        files.open_backing(loop, index=1),
+        pytest.raises(DeviceError, match="in use"),
+    ):
+        files.open_backing(loop, index=1)
