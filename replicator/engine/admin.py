@@ -31,10 +31,9 @@ if TYPE_CHECKING:
 MASK_CONN = 0x1F << CONN_SHIFT
 MASK_DISK = 0xF << DISK_SHIFT
 PROMOTION_TRIES = 4
-HANDSHAKE_WAIT = 0.1
-HANDSHAKE_WAITS_MAX = 50
-"""A promotion waits up to 5 s for a handshake that is under way."""
-IO_WAITS_MAX = 50
+STEP_WAIT = 0.02
+STEP_WAITS_MAX = 250
+"""A change of role waits up to 5 s for a handshake or for requests that are under way."""
 DISCONNECT_PINGS = 4
 
 NEED_UP_TO_DATE, TWO_PRIMARIES, IN_USE, TRANSIENT = -2, -1, -12, -18
@@ -158,8 +157,10 @@ class Promotion:
         if resource.role is Role.Primary:
             _soon(resource, self._done)
             return
-        if any(v.state.conn is Conn.WFReportParams for v in resource.volumes.values()):
-            self._wait_for_handshake()
+        volumes = resource.volumes.values()
+        left_behind = resource.replication.link is None and any(v.locks.count for v in volumes)
+        if left_behind or any(v.state.conn is Conn.WFReportParams for v in volumes):
+            self._wait()
             return
         link = resource.replication.link
         if link is not None:
@@ -167,13 +168,14 @@ class Promotion:
         else:
             resource.soon(self._judge)
 
-    def _wait_for_handshake(self) -> None:
-        """A promotion must not slip between a report and its evaluation."""
+    def _wait(self) -> None:
+        """A promotion must not slip between a report and its evaluation, nor overtake writes that a
+        Primary that is gone has left behind."""
         self._waits += 1
-        if self._waits > HANDSHAKE_WAITS_MAX:
+        if self._waits > STEP_WAITS_MAX:
             self._refuse(next(iter(self._resource.volumes.values())), TRANSIENT)
         else:
-            self._resource.clock.call_later(HANDSHAKE_WAIT, self.start)
+            self._resource.clock.call_later(STEP_WAIT, self.start)
 
     def _ping(self, then: Callable[[], None]) -> None:
         """Is the peer alive? Goes on with the answer, or when the connection has ended."""
@@ -317,8 +319,8 @@ def _become_primary(volume: Volume, forced: bool, stable: Callable[[int], None])
     if store is None or volume.state.disk <= Disk.Failed:
         volume.exposed_uuid = volume.exposed_uuid or _peer_generation(volume)
         volume.resource.soon(lambda: stable(0))
-    elif forced or (alone and not store.uuids.bitmap and disk is Disk.UpToDate):
-        volume.new_generation(stable)
+    elif forced or (alone and disk is Disk.UpToDate):
+        volume.new_generation(stable, forced=forced)
     else:
         store.uuids.mark_role(True)
         volume.exposed_uuid = store.uuids.current
@@ -333,35 +335,39 @@ def _peer_generation(volume: Volume) -> int:
 
 
 def secondary(resource: Resource, done: AdminDone) -> None:
-    """Refused while anybody holds a device open; ends when what was written is on its way down."""
+    """Refused while anybody holds a device open; waits for requests under way, and for the peer to
+    have what was written on stable storage."""
     if resource.role is Role.Secondary:
         _soon(resource, done)
         return
-    for volume in resource.volumes.values():
-        if volume.users:
-            _soon(resource, done, refusal(volume, IN_USE))
-            return
     waits = 0
 
-    def wait() -> None:
+    def look() -> None:
         nonlocal waits
         waits += 1
-        if not any(v.application.pending for v in resource.volumes.values()):
-            resource.replication.close_epoch()
-            demote(resource, done)
-        elif waits > IO_WAITS_MAX:
-            busy = next(v for v in resource.volumes.values() if v.application.pending)
-            done(
-                StateRefused(
-                    f"{busy.name}: {busy.application.pending} requests are still under way",
-                    code=TRANSIENT,
-                    hint="see what they wait for: replicator status",
-                )
-            )
+        late = waits > STEP_WAITS_MAX
+        volumes = resource.volumes.values()
+        resource.replication.close_epoch()
+        opened = [v for v in volumes if v.users]
+        busy = [v for v in volumes if v.application.pending]
+        if opened:
+            done(refusal(opened[0], IN_USE))
+        elif busy and late:
+            done(_still_busy(busy[0]))
+        elif busy or (resource.replication.log.unacknowledged and not late):
+            resource.clock.call_later(STEP_WAIT, look)
         else:
-            resource.clock.call_later(HANDSHAKE_WAIT, wait)
+            demote(resource, done)
 
-    wait()
+    resource.soon(look)
+
+
+def _still_busy(volume: Volume) -> StateRefused:
+    return StateRefused(
+        f"{volume.name}: {volume.application.pending} requests are still under way",
+        code=TRANSIENT,
+        hint="see what they wait for: replicator status",
+    )
 
 
 def demote(resource: Resource, done: AdminDone) -> None:

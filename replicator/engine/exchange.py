@@ -375,6 +375,7 @@ class Exchange:
             volume.change(conn=Conn.Connected, **fields)
             self.send_state()
         elif verdict.outcome is Outcome.SOURCE:
+            volume.peer_may_have_current = verdict.peer.knows(verdict.own.current)
             volume.change(conn=Conn.WFBitMapS, **fields)
             self.send_state()
             self._prepare(verdict.full, self._send_bitmap)

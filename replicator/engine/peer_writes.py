@@ -9,7 +9,9 @@ Rules:
    afterwards has ended; with the exact count of writes, failed ones included.
 3. If a disk that took writes of an epoch is lost before that flush, the connection ends instead:
    the sender then marks everything that is not known to be stable.
-4. Memory is bounded: above `max-buffers` the data socket is not read.
+4. When the connection ends, what has been started is finished, what waits for an earlier epoch is
+   dropped: nobody was told that it had been received.
+5. Memory is bounded: above `max-buffers` the data socket is not read.
 What this file must not know: who decides roles and states.
 """
 
@@ -124,8 +126,6 @@ class PeerWrites:
         write = PeerWrite(volume, kind, sector, nsectors, data, block_id, flags, epoch)
         self.unacknowledged[volume] = self.unacknowledged.get(volume, 0) + 1
         volume.counters.received += len(data) >> 9
-        if flags & DpFlags.SEND_RECEIVE_ACK:
-            self._acknowledge(write, Command.RECV_ACK)
         self._bytes += len(data)
         if self._bytes > self._bytes_max and self._reading:
             self._reading = False
@@ -144,7 +144,10 @@ class PeerWrites:
     # --- one write ----------------------------------------------------------------------------
 
     def _start(self, write: PeerWrite) -> None:
+        """From here on it will be written, also if the connection ends: so it counts as received."""
         write.epoch.active += 1
+        if write.flags & DpFlags.SEND_RECEIVE_ACK:
+            self._acknowledge(write, Command.RECV_ACK)
         end = write.sector + write.nsectors
         hold = write.volume.locks.acquire(write.sector, end, lambda: self._activate(write))
         write.hold = hold

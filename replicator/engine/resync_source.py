@@ -71,6 +71,7 @@ class ResyncSource:
             volume.log(
                 "info", f"resync as source: {volume.resync.total * 4} KiB, sync UUID {uuid:016X}"
             )
+            self._note_possible_end()
             volume.exchange.send_sync_uuid(uuid)
 
         volume.write_superblock(stable)
@@ -91,6 +92,7 @@ class ResyncSource:
         if self.answering >= REQUESTS_MAX:
             raise WireError(f"more than {REQUESTS_MAX} resync requests at once")
         self.answering += 1
+        volume.peer_may_have_current = False
         holds: list[Hold] = []
 
         def read() -> None:
@@ -176,8 +178,15 @@ class ResyncSource:
             volume.resync.failed += -(-(ack.blksize >> 9) // SECTORS_PER_BIT)
             return
         volume.mark_in_sync(ack.sector, ack.blksize >> 9)
+        self._note_possible_end()
         volume.resync.advance_marks()
         volume.resource.changed()
+
+    def _note_possible_end(self) -> None:
+        """With nothing left to ask for the target may be done at any moment, unheard."""
+        bitmap = self._volume.bitmap
+        if bitmap is not None and bitmap.weight <= self._volume.resync.failed:
+            self._volume.peer_may_have_current = True
 
     def target_is_done(self) -> bool:
         """The target reports the end. True: it is taken care of; its acknowledgements are all in."""

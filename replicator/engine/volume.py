@@ -92,6 +92,9 @@ class Volume:
         self.exposed_uuid = 0
         """Generation last offered to users: the guard against other data under an application."""
         self.crashed_primary = False
+        self.peer_may_have_current = True
+        """While a base is tracked: the peer may have finished a resync whose end was not heard here,
+        and then has this very generation."""
         self.negotiated_disk = Disk.Diskless
         """What a Negotiating disk becomes when the handshake lets it."""
         self.generation_pending = False
@@ -230,12 +233,13 @@ class Volume:
         """What the change means for generations and for the crashed-Primary mark."""
         if new.disk >= Disk.Consistent and self.store is not None and new.role is Role.Primary:
             self.exposed_uuid = self.store.uuids.current
-        if contact_lost(old.pdsk, new.pdsk):
-            if old.pdsk >= Disk.Inconsistent and new.conn >= Conn.Connected:
-                self.resource.replication.peer_disk_lost(self)
+        data_lost = contact_lost(old.pdsk, new.pdsk)
+        if data_lost and old.pdsk >= Disk.Inconsistent and new.conn >= Conn.Connected:
+            self.resource.replication.peer_disk_lost(self)
+        resync_lost = old.conn > Conn.Connected > new.conn
+        if data_lost or resync_lost:
             writing = Role.Primary in (new.role, new.peer)
-            tracking = self.store is not None and self.store.uuids.bitmap != 0
-            if writing and new.disk is Disk.UpToDate and not tracking:
+            if writing and new.disk is Disk.UpToDate:
                 self.new_generation()
         peer_writes_here = new.peer is Role.Primary and new.pdsk is Disk.Diskless
         if peer_writes_here and not (old.peer is Role.Primary and old.pdsk is Disk.Diskless):
@@ -300,15 +304,28 @@ class Volume:
 
     # --- generations --------------------------------------------------------------------------
 
-    def new_generation(self, then: Callable[[int], None] | None = None) -> None:
-        """From here on this data is a generation of its own. Completions wait until it is stable."""
+    def new_generation(
+        self, then: Callable[[int], None] | None = None, *, forced: bool = False
+    ) -> None:
+        """What is written from here on the peer will not get: give this data a name that the peer
+        cannot have (not needed if it has one). Completions wait until it is stable; then(errno).
+
+        forced: the administrator has declared this data good, so it is new in any case.
+        """
         store = self.store
         assert store is not None
         primary = self.state.role is Role.Primary
-        store.uuids.new_current(self.resource.random_uuid(), primary)
-        self.exposed_uuid = store.uuids.current
+        uuids, name = store.uuids, self.resource.random_uuid()
+        if forced:
+            uuids.new_current(name, primary)
+        elif not uuids.diverge(name, primary, peer_may_have_current=self.peer_may_have_current):
+            uuids.mark_role(primary)
+            self.write_superblock(then)
+            return
+        self.peer_may_have_current = False
+        self.exposed_uuid = uuids.current
         self.generation_pending = True
-        self.log("info", f"new current UUID: {store.uuids}")
+        self.log("info", f"new current UUID: {uuids}")
 
         def stable(errno: int) -> None:
             self.generation_pending = False
@@ -433,6 +450,7 @@ class Volume:
     def _take_store(self, store: Store, done: AdminDone) -> None:
         flags = store.superblock.flags
         self.store = store
+        self.peer_may_have_current = True
         self.counters = Counters()
         if flags & (Flags.CRASHED_PRIMARY | Flags.PRIMARY_IND):
             self.crashed_primary = self.state.role is not Role.Primary
