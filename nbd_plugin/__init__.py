@@ -1,0 +1,1 @@
+"""Front ends: what serves a resource's volumes as NBD exports."""

@@ -1,0 +1,141 @@
+"""The commands of the control socket: names, arguments, deadlines, and what each calls.
+
+Rules: arguments are checked here, states by the engine. Every command has a deadline, which
+control_server keeps; a command that ends later still ends, its answer is only not waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import replicator
+from replicator.errors import ReplicatorError, UsageError
+from replicator.runtime.control_server import Reply
+
+if TYPE_CHECKING:
+    from replicator.runtime.daemon import ResourceDaemon
+
+LOOK_SECONDS = 2.0
+CHANGE_SECONDS = 50.0
+ROLE_SECONDS = 200.0
+"""Role changes may have to wait for a fencing handler (at most handlers.HANDLER_SECONDS)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """arguments: name -> type; flags may be left out (False), a volume may not."""
+
+    run: Callable[[ResourceDaemon, dict[str, Any], Reply], None]
+    arguments: dict[str, type]
+    seconds: float = CHANGE_SECONDS
+
+
+def deadline(name: str) -> float:
+    """Seconds that the command may take; unknown commands are refused at once anyway."""
+    command = COMMANDS.get(name)
+    return command.seconds if command is not None else LOOK_SECONDS
+
+
+def dispatch(daemon: ResourceDaemon, name: str, args: dict[str, Any], reply: Reply) -> None:
+    """Start a command. Raises UsageError for an unknown command or argument, and what it raises."""
+    command = COMMANDS.get(name)
+    if command is None:
+        raise UsageError(
+            f"the daemon knows no command '{name}'",
+            hint="Known: " + ", ".join(sorted(COMMANDS)),
+        )
+    command.run(daemon, _checked(daemon, name, command, args), reply)
+
+
+def _checked(
+    daemon: ResourceDaemon, name: str, command: Command, args: dict[str, Any]
+) -> dict[str, Any]:
+    for key in args:
+        if key not in command.arguments:
+            raise UsageError(f"{name} has no argument '{key}'")
+    checked: dict[str, Any] = {}
+    for key, kind in command.arguments.items():
+        value = args.get(key, False if kind is bool else None)
+        if type(value) is not kind:
+            raise UsageError(f"{name}: argument {key}: expected {kind.__name__}, found {value!r}")
+        checked[key] = value
+    volume = checked.get("volume")
+    if volume is not None and volume not in daemon.engine.volumes:
+        known = ", ".join(str(number) for number in sorted(daemon.engine.volumes))
+        raise UsageError(f"{daemon.name} has no volume {volume}", hint=f"It has: {known}")
+    return checked
+
+
+def _finish(reply: Reply) -> Callable[[ReplicatorError | None], None]:
+    return lambda error: reply(None, error)
+
+
+def _ping(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    reply({"pid": daemon.pid, "version": replicator.__version__}, None)
+
+
+def _status(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    reply(daemon.snapshot().to_dict(), None)
+
+
+def _primary(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.primary(args["force"], _finish(reply))
+
+
+def _secondary(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.secondary(_finish(reply))
+
+
+def _connect(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.connect(args["discard_my_data"], _finish(reply))
+
+
+def _disconnect(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.disconnect(args["force"], _finish(reply))
+
+
+def _attach(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.start_attach(args["volume"], _finish(reply))
+
+
+def _detach(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.detach(args["volume"], args["force"], _finish(reply))
+
+
+def _invalidate(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.invalidate(args["volume"], _finish(reply))
+
+
+def _invalidate_remote(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.invalidate_remote(args["volume"], _finish(reply))
+
+
+def _pause_sync(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.pause_sync(args["volume"], _finish(reply))
+
+
+def _resume_sync(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.resume_sync(args["volume"], _finish(reply))
+
+
+def _down(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.start_down(args["force"], _finish(reply))
+
+
+COMMANDS: dict[str, Command] = {
+    "ping": Command(_ping, {}, LOOK_SECONDS),
+    "status": Command(_status, {}, LOOK_SECONDS),
+    "primary": Command(_primary, {"force": bool}, ROLE_SECONDS),
+    "secondary": Command(_secondary, {}, ROLE_SECONDS),
+    "connect": Command(_connect, {"discard_my_data": bool}),
+    "disconnect": Command(_disconnect, {"force": bool}),
+    "attach": Command(_attach, {"volume": int}),
+    "detach": Command(_detach, {"volume": int, "force": bool}),
+    "invalidate": Command(_invalidate, {"volume": int}),
+    "invalidate-remote": Command(_invalidate_remote, {"volume": int}),
+    "pause-sync": Command(_pause_sync, {"volume": int}),
+    "resume-sync": Command(_resume_sync, {"volume": int}),
+    "down": Command(_down, {"force": bool}, ROLE_SECONDS),
+}

@@ -1,0 +1,57 @@
+"""What a process under a mounted file system asks of the kernel, where it has the rights.
+
+It must not wait for memory that only its own writes can free: lock its memory, be treated as an
+I/O flusher, be spared by the OOM killer. Each step is tried and its failure only noted. Call from
+the main thread before other threads exist: threads inherit the flusher flag.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import resource
+
+PR_SET_PDEATHSIG = 1
+PR_SET_IO_FLUSHER = 57
+MCL_CURRENT = 1
+MCL_FUTURE = 2
+MCL_ONFAULT = 4
+"""Lock pages when they are first touched: untouched thread stacks cost nothing."""
+
+CAP_IPC_LOCK = 14
+OOM_NEVER = -1000
+
+
+def protect_process() -> list[str]:
+    """Do all that is permitted; returns, for the log, what was not."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    failed = []
+    # nbdkit, given its sockets by LISTEN_FDS, asks to be ended with whoever started it: that is the
+    # command `up`, which is gone in a moment.
+    libc.prctl(PR_SET_PDEATHSIG, 0, 0, 0, 0)
+    if libc.prctl(PR_SET_IO_FLUSHER, 1, 0, 0, 0) != 0:
+        failed.append(f"I/O flusher: {os.strerror(ctypes.get_errno())}")
+    if not _may_lock_everything():
+        failed.append("memory lock: not permitted (RLIMIT_MEMLOCK)")
+    elif libc.mlockall(MCL_CURRENT | MCL_FUTURE | MCL_ONFAULT) != 0:
+        failed.append(f"memory lock: {os.strerror(ctypes.get_errno())}")
+    try:
+        with open("/proc/self/oom_score_adj", "w") as score:
+            score.write(str(OOM_NEVER))
+    except OSError as error:
+        failed.append(f"OOM protection: {error.strerror}")
+    return failed
+
+
+def _may_lock_everything() -> bool:
+    """With a finite limit MCL_FUTURE would make later allocations fail: then better no lock."""
+    if resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY:
+        return True
+    try:
+        with open("/proc/self/status") as status:
+            for line in status:
+                if line.startswith("CapEff:"):
+                    return bool(int(line.split()[1], 16) >> CAP_IPC_LOCK & 1)
+    except OSError:
+        pass
+    return False
