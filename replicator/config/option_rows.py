@@ -86,5 +86,16 @@ def choice(
     )
 
 
-def digest(section: str, name: str, meaning: str, *, syncer: str = "") -> Option:
-    return Option(section, name, Kind.CHOICE, "", meaning, choices=DIGEST_ALGORITHMS, syncer=syncer)
+def digest(
+    section: str, name: str, meaning: str, *, syncer: str = "", effect: Effect = Effect.YES
+) -> Option:
+    return Option(
+        section,
+        name,
+        Kind.CHOICE,
+        "",
+        meaning,
+        choices=DIGEST_ALGORITHMS,
+        syncer=syncer,
+        effect=effect,
+    )

@@ -33,6 +33,7 @@ DISK = (
         "dont-care resource-only resource-and-stonith",
         "dont-care",
         "a Primary lost its peer: do nothing, fence the peer, or also freeze I/O",
+        effect=Effect.NO,
     ),
     boolean(
         "disk",
@@ -40,6 +41,7 @@ DISK = (
         False,
         "order writes by device barriers (no current kernel has them; flushes are used)",
         negatable=True,
+        effect=Effect.NO,
     ),
     boolean(
         "disk",
@@ -61,6 +63,7 @@ DISK = (
         True,
         "flush after metadata writes; no only with a battery-backed cache",
         negatable=True,
+        effect=Effect.NO,
     ),
     number(
         "disk",
@@ -117,6 +120,7 @@ DISK = (
         "delay along the path the controller aims at when c-fill-target is 0",
         syncer="c-delay-target",
         unit=TENTHS,
+        effect=Effect.NO,
     ),
     number(
         "disk",
@@ -127,6 +131,7 @@ DISK = (
         "resync data in flight the controller aims at",
         unit=SECTORS,
         syncer="c-fill-target",
+        effect=Effect.NO,
     ),
     number(
         "disk",
@@ -147,6 +152,7 @@ DISK = (
         "resync slows down to this when applications use the disk; 0 never slows down",
         syncer="c-min-rate",
         unit=KIB_RATE,
+        effect=Effect.NO,
     ),
     number(
         "disk",
@@ -159,7 +165,11 @@ DISK = (
         unit=TENTHS,
     ),
     boolean(
-        "disk", "discard-zeroes-if-aligned", True, "trust that aligned discards read back as zeroes"
+        "disk",
+        "discard-zeroes-if-aligned",
+        True,
+        "trust that aligned discards read back as zeroes",
+        effect=Effect.NO,
     ),
     number(
         "disk",
@@ -169,6 +179,7 @@ DISK = (
         0,
         "resync blocks of this size that are all zero as discards; 0 off",
         unit=BYTES,
+        effect=Effect.NO,
     ),
     boolean("disk", "disable-write-same", False, "do not use the disk's WRITE SAME", Effect.NO),
     choice(

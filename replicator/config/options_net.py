@@ -100,6 +100,7 @@ NET = (
         "allow-two-primaries",
         False,
         "both nodes may be Primary at once (cluster file systems only; needs protocol C)",
+        effect=Effect.NO,
     ),
     choice(
         "net",
@@ -158,6 +159,7 @@ NET = (
         "verify-alg",
         "digest for online verify; verify is refused without",
         syncer="verify-alg",
+        effect=Effect.NO,
     ),
     digest(
         "net",

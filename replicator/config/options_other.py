@@ -16,6 +16,7 @@ OPTIONS = (
         "io-error",
         "no disk with good data is reachable: fail I/O, or hold it until one is",
         syncer="on-no-data-accessible",
+        effect=Effect.NO,
     ),
     Option(
         "options",

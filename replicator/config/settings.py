@@ -1,6 +1,7 @@
 """The configuration as the engine wants it: SI units and plain values.
 
-Rules: unit conversion only. drbd.conf counts some times in 0.1 s, rates in KiB/s and some sizes in
+Rules: unit conversion only. Options without effect (the loader has warned of them) are left at
+what the engine does. drbd.conf counts some times in 0.1 s, rates in KiB/s and some sizes in
 sectors of 512 bytes; the engine knows seconds and bytes.
 """
 
@@ -27,7 +28,6 @@ def to_settings(view: NodeView) -> ResourceSettings:
         peer=view.peer,
         volumes=[_volume(volume) for volume in view.volumes],
         net=_net(view.net, view),
-        on_no_data_accessible=view.options.on_no_data_accessible,
         epoch_per_completion=view.replicator.epoch_per_completion,
         frontend=view.replicator.frontend,
         # Any rule does that both nodes apply alike.
@@ -64,7 +64,6 @@ def _net(net: NetOptions, view: NodeView) -> NetSettings:
         verify_alg=net.verify_alg,
         csums_alg=net.csums_alg,
         use_rle=net.use_rle,
-        allow_two_primaries=net.allow_two_primaries,
         always_asbp=net.always_asbp,
         after_sb_0pri=_named_victim(net.after_sb_0pri, view),
         after_sb_1pri=net.after_sb_1pri,
@@ -85,7 +84,6 @@ def _disk(disk: DiskOptions) -> DiskSettings:
     return DiskSettings(
         size=disk.size * _SECTOR,
         on_io_error=disk.on_io_error,
-        fencing=disk.fencing,
         al_extents=max(disk.al_extents, SMALLEST_AL),
         al_updates=disk.al_updates,
         disk_flushes=disk.disk_flushes,

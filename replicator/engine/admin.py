@@ -115,6 +115,7 @@ def disconnect(resource: Resource, force: bool, done: AdminDone) -> None:
             link.fail(Conn.Disconnecting, "disconnected on request", stand_alone=True)
         else:
             resource.stand_alone()
+        resource.last_error = ""
         _after_generations(resource, done)
 
     wait = DISCONNECT_PINGS * resource.settings.net.ping_timeout
