@@ -112,8 +112,9 @@ def nbd_uri(context: Context) -> int:
 
 
 def _uri(found: ResourceSnapshot, number: int) -> str:
+    """The address on this machine; those of `listen` come after all of these."""
     order = [volume.volume for volume in found.volumes]
-    if number not in order or len(found.nbd_uris) != len(order):
+    if number not in order or len(found.nbd_uris) < len(order):
         raise NoDiskError(
             f"{found.name}/{number}: the daemon (front end {found.frontend}) serves no NBD export",
             hint="See `frontend` in the section `replicator` of the configuration.",

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -392,6 +393,34 @@ def test_the_daemon_keeps_nothing_of_its_starter(run_dir: Path, daemon: Daemon) 
     assert not ours & {one for one in targets.values() if one.startswith(("pipe:", "/dev/pts"))}
     assert os.getsid(daemon.pid) == daemon.pid
     assert os.readlink(f"/proc/{daemon.pid}/cwd") == "/"
+
+
+def test_the_daemon_outlives_the_process_that_started_it(daemon: Daemon) -> None:
+    daemon.call("down", force=False)
+    spawn.wait_daemon_ended(daemon.run_dir, "r0")
+    os.waitpid(daemon.pid, 0)
+    script = (
+        "import sys; from pathlib import Path; from replicator import config;"
+        "from replicator.runtime import spawn;"
+        "spawn._plugin_path = lambda: Path(sys.argv[3]);"
+        "view = config.load(sys.argv[1]).view('r0', 'alice');"
+        "print(spawn.start_daemon(view, sys.argv[1], 'alice', sys.argv[2], 30))"
+    )
+    arguments = [str(daemon.config), daemon.run_dir, str(SCRIPT)]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    pid = int(done.stdout)
+    try:
+        time.sleep(0.5)
+        assert lock.daemon_pid(daemon.run_dir, "r0") == pid
+        daemon.call("ping")
+    finally:
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_bad_commands_are_refused_with_what_is_known(daemon: Daemon) -> None:

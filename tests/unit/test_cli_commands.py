@@ -211,6 +211,19 @@ def test_nbd_uris_are_printed_by_volume(world: PretendWorld, run: Run) -> None:
     assert "replicator up r0" in result.err
 
 
+def test_a_daemon_that_listens_on_tcp_as_well_has_its_local_nbd_uris_printed(
+    world: PretendWorld, run: Run
+) -> None:
+    world.up["pair"] = resource_snapshot(
+        "pair",
+        volume_snapshot(0, 1),
+        volume_snapshot(3, 4),
+        nbd_uris=["nbd+unix:///0", "nbd+unix:///3", "nbd://[::1]:10809/0", "nbd://[::1]:10809/3"],
+    )
+    assert run("nbd-uri pair").out == "nbd+unix:///0\nnbd+unix:///3\n"
+    assert run("nbd-uri pair/3").out == "nbd+unix:///3\n"
+
+
 # -- the ends of the program
 
 
