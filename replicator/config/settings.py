@@ -30,8 +30,6 @@ def to_settings(view: NodeView) -> ResourceSettings:
         net=_net(view.net, view),
         epoch_per_completion=view.replicator.epoch_per_completion,
         frontend=view.replicator.frontend,
-        # Any rule does that both nodes apply alike.
-        dials_first=view.address < view.peer_address,
     )
 
 

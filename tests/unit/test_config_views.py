@@ -313,7 +313,7 @@ def test_the_engine_is_told_seconds_and_bytes() -> None:
     assert (disk.c_plan_ahead, disk.c_delay_target, disk.c_fill_target) == (1.5, 0.5, 65536)
     assert (disk.c_max_rate, disk.c_min_rate) == (1 << 30, 0)
     assert (disk.rs_discard_granularity, disk.al_extents, disk.disk_drain) == (65536, 67, False)
-    assert settings.on_no_data_accessible == "suspend-io"
+    assert settings.on_no_data_accessible == "io-error"  # no effect yet
     assert (settings.frontend, settings.epoch_per_completion) == ("native", True)
     assert (settings.name, settings.node, settings.peer) == ("r0", "alice", "bob")
     volume = settings.volumes[0]
