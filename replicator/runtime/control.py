@@ -11,12 +11,14 @@ from __future__ import annotations
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import Any
 
 import msgpack
 
 from replicator import errors
 from replicator.errors import DaemonError, ReplicatorError, StateRefused
+from replicator.runtime import lock
 from replicator.runtime.paths import RunFiles
 
 FRAME_MAX = 1 << 20
@@ -25,6 +27,12 @@ FRAME_MAX = 1 << 20
 HEADER = struct.Struct(">I")
 
 DEFAULT_TIMEOUT = 10.0
+
+QUIET_SECONDS = 5.0
+"""A daemon at work on a command is asked this often whether it is still alive."""
+
+ALIVE_SECONDS = 10.0
+"""For the answer to that. A loop that is late by this much hangs, or its machine does."""
 
 
 class FrameError(Exception):
@@ -93,24 +101,31 @@ def call(
     """Ask the resource's daemon and return its result.
 
     run_dir: the run directory; timeout: seconds for all of it. Raises the error the daemon
-    answered, with its class; DaemonError if there is no daemon or no proper answer in time.
+    answered, with its class; DaemonError if there is no daemon, no proper answer in time, or if it
+    hangs, which is noticed within QUIET_SECONDS + ALIVE_SECONDS whatever the timeout.
     """
     path = RunFiles(run_dir, resource).control
     deadline = time.monotonic() + timeout
+
+    def check_alive() -> None:
+        if not is_running(run_dir, resource, min(ALIVE_SECONDS, deadline - time.monotonic())):
+            raise TimeoutError
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             connection.settimeout(timeout)
             connection.connect(str(path))
         except TimeoutError:
-            raise _no_answer(resource, cmd, timeout) from None
+            raise _no_answer(run_dir, resource, cmd, timeout) from None
         except OSError as error:
             raise _no_daemon(resource, str(path), error) from None
         try:
             connection.sendall(encode_frame({"cmd": cmd, "args": args or {}}))
-            length = frame_length(_receive(connection, HEADER.size, deadline))
-            answer = decode_body(_receive(connection, length, deadline))
+            length = frame_length(_receive(connection, HEADER.size, deadline, check_alive))
+            answer = decode_body(_receive(connection, length, deadline, check_alive))
         except TimeoutError:
-            raise _no_answer(resource, cmd, timeout) from None
+            waited = timeout - max(0.0, deadline - time.monotonic())
+            raise _no_answer(run_dir, resource, cmd, waited) from None
         except OSError as error:
             raise DaemonError(
                 f"{resource}: the daemon ended while it worked on {cmd}: {error.strerror or error}",
@@ -132,14 +147,21 @@ def is_running(run_dir: str, resource: str, timeout: float = 2.0) -> bool:
     return True
 
 
-def _receive(connection: socket.socket, length: int, deadline: float) -> bytes:
+def _receive(
+    connection: socket.socket, length: int, deadline: float, check_alive: Callable[[], None]
+) -> bytes:
     parts = bytearray()
     while len(parts) < length:
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
-        connection.settimeout(left)
-        piece = connection.recv(length - len(parts))
+        connection.settimeout(min(left, QUIET_SECONDS))
+        try:
+            piece = connection.recv(length - len(parts))
+        except TimeoutError:
+            if left > QUIET_SECONDS:
+                check_alive()
+            continue
         if not piece:
             raise ConnectionResetError(0, "the connection was closed")
         parts += piece
@@ -160,8 +182,11 @@ def _no_daemon(resource: str, path: str, error: OSError) -> DaemonError:
     return DaemonError(f"{resource}: cannot reach {path}: {error.strerror or error}")
 
 
-def _no_answer(resource: str, cmd: str, timeout: float) -> DaemonError:
+def _no_answer(run_dir: str, resource: str, cmd: str, waited: float) -> DaemonError:
+    pid = lock.daemon_pid(run_dir, resource)
     return DaemonError(
-        f"{resource}: the daemon did not answer {cmd} within {timeout:g} s",
-        hint=f"See what it waits for: replicator status {resource}",
+        f"{resource}: the daemon{f' (pid {pid})' if pid else ''} did not answer {cmd} within "
+        f"{waited:.3g} s",
+        hint=f"It may hang, or wait for a disk: see {RunFiles(run_dir, resource).log}; "
+        f"to end it: replicator down --force {resource}",
     )

@@ -206,7 +206,11 @@ class ResourceDaemon:
 
     async def _attach(self, number: int) -> None:
         volume = next(one for one in self._setup.view.volumes if one.number == number)
-        opened = await self._backings.open(volume)
+        try:
+            opened = await self._backings.open(volume)
+        except ReplicatorError as error:
+            error.name_target(self.name, number)
+            raise
         try:
             await self._engine_call(
                 lambda done: self.engine.attach(

@@ -23,6 +23,7 @@ from replicator.errors import DeviceError, NoDiskError
 from replicator.metadata.layout import INDEXED_SLOT_BYTES
 from replicator.runtime import disk_ops
 
+_CHECK_HINT = "check `disk` and `meta-disk` in the configuration, and the permissions"
 _FLOCK = struct.Struct("hhqqi4x")
 
 
@@ -85,14 +86,10 @@ def open_backing(
     Raises NoDiskError (missing, no permission, no disk), DeviceError (in use: by whom).
     """
     flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+    _refuse_other_kinds(path)
     fd = _open(path, flags)
     try:
-        mode = os.fstat(fd).st_mode
-        if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
-            raise NoDiskError(
-                f"{path}: expected a block device or a regular file, found {_kind_of(mode)}"
-            )
-        block_device = stat.S_ISBLK(mode)
+        block_device = stat.S_ISBLK(os.fstat(fd).st_mode)
         if exclusive and block_device:
             claim = _open(path, flags | os.O_EXCL)
             if index is None:
@@ -112,16 +109,30 @@ def open_backing(
         raise
 
 
+def _refuse_other_kinds(path: str) -> None:
+    """Before opening: that would wait for a writer at a FIFO, and may move a tape."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        raise _cannot_open(path, error) from None
+    if not stat.S_ISBLK(mode) and not stat.S_ISREG(mode):
+        raise NoDiskError(
+            f"{path}: expected a block device or a regular file, found {_kind_of(mode)}",
+            hint=_CHECK_HINT,
+        )
+
+
 def _open(path: str, flags: int) -> int:
     try:
         return os.open(path, flags)
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise _in_use(path, -1) from None
-        raise NoDiskError(
-            f"cannot open {path}: {error.strerror}",
-            hint="check `disk` and `meta-disk` in the configuration, and the permissions",
-        ) from None
+        raise _cannot_open(path, error) from None
+
+
+def _cannot_open(path: str, error: OSError) -> NoDiskError:
+    return NoDiskError(f"cannot open {path}: {error.strerror}", hint=_CHECK_HINT)
 
 
 def claim_slot(fd: int, path: str, index: int) -> None:
@@ -156,7 +167,7 @@ def _in_use(path: str, own_fd: int, by: str = "") -> DeviceError:
     holders = [by] if by else list(_holders(path, own_fd))
     return DeviceError(
         f"{path} is in use: {'; '.join(holders) or 'by somebody who cannot be seen from here'}",
-        hint="stop that use first; if it is a replicator daemon: replicator down RESOURCE",
+        hint="stop that use first; if it is the daemon of the resource: replicator down RESOURCE",
     )
 
 
@@ -228,6 +239,10 @@ def _read(path: Path) -> str:
 
 
 def _kind_of(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a directory"
-    return "a character device" if stat.S_ISCHR(mode) else "something else"
+    kinds = (
+        (stat.S_ISDIR, "a directory"),
+        (stat.S_ISCHR, "a character device"),
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+    )
+    return next((name for is_kind, name in kinds if is_kind(mode)), "something else")

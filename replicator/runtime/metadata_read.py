@@ -92,7 +92,7 @@ def dump_md(
         if superblock.needs_apply_al and not force:
             raise NoMetadataError(
                 f"{backing.path}: the metadata is unclean: its activity log has not been applied",
-                hint="if the resource is down: replicator apply-al, then dump-md again"
+                hint="if the resource is down: replicator apply-al RESOURCE/VOLUME, then dump-md again"
                 " (--force dumps it as it is)",
             )
         try:

@@ -129,6 +129,7 @@ def _wait(fd: int, pid: int, files: RunFiles, timeout: float) -> int:
         # Not only for our own errors: an interrupted `up` must not leave half a daemon either.
         if not is_ready:
             _end_child(pid, KILL_SECONDS)
+            files.nbd.unlink(missing_ok=True)
     return found
 
 

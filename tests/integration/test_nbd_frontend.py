@@ -364,6 +364,7 @@ def test_missing_metadata_is_the_starters_error(daemon: Daemon) -> None:
     with pytest.raises(MetadataError, match="disk1"):
         daemon.start()
     assert lock.daemon_pid(daemon.run_dir, "r0") is None
+    assert not Path(daemon.socket).exists()
 
 
 def test_a_plugin_that_cannot_start_shows_its_last_words(
@@ -421,6 +422,27 @@ def test_the_daemon_outlives_the_process_that_started_it(daemon: Daemon) -> None
         daemon.call("ping")
     finally:
         os.kill(pid, signal.SIGKILL)
+        until(lambda: lock.daemon_pid(daemon.run_dir, "r0") is None)
+
+
+def test_a_daemon_without_front_end_runs_by_itself_with_the_real_engine(daemon: Daemon) -> None:
+    daemon.call("down", force=False)
+    spawn.wait_daemon_ended(daemon.run_dir, "r0")
+    os.waitpid(daemon.pid, 0)
+    config_path = str(daemon.config)
+    daemon.pid = spawn.start_daemon(
+        daemon.view, config_path, "alice", daemon.run_dir, 30, frontend="none"
+    )
+    status = daemon.call("status")
+    assert isinstance(status, dict)
+    assert (status["pid"], status["nbd_uris"]) == (daemon.pid, [])
+    assert [one["disk"] for one in status["volumes"]] == ["Inconsistent", "Inconsistent"]
+    daemon.call("detach", volume=1, force=False)
+    daemon.call("attach", volume=1)
+    with pytest.raises(StateRefused, match="attached already"):
+        daemon.call("attach", volume=1)
+    os.kill(daemon.pid, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(daemon.pid, 0)[1]) == 0
 
 
 def test_bad_commands_are_refused_with_what_is_known(daemon: Daemon) -> None:
