@@ -282,9 +282,14 @@ def _keep_ancestor(source: UuidSet, target: UuidSet) -> None:
 
 
 def _share_history(e: Evidence) -> bool:
-    """A generation in both histories. Slots that name none (0, 4) prove no kinship."""
-    own = {e.own.history0, e.own.history1} - set(_NO_GENERATION)
-    return not own.isdisjoint((e.peer.history0, e.peer.history1))
+    """A generation that both knew once. Slots that name none (0, 4) prove no kinship.
+
+    The bitmap slots count as well: a source that missed the end of a resync keeps the sync UUID
+    there, while the target has it in its history. (DRBD looks at the history slots only, and calls
+    such copies unrelated: refused all the same, but then not even --discard-my-data helps.)
+    """
+    own = {e.own.bitmap, e.own.history0, e.own.history1} - set(_NO_GENERATION)
+    return not own.isdisjoint((e.peer.bitmap, e.peer.history0, e.peer.history1))
 
 
 def _by_role(e: Evidence) -> int:

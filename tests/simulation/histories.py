@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
@@ -21,39 +22,57 @@ BLOCKS_IN_USE = 96
 
 
 class Account:
-    """Per sector: ids of submitted writes in order, and the index of the oldest still allowed."""
+    """Per sector: ids of submitted writes in order; per node and sector the index of the oldest
+    that this node may show: what a flush has promised to be there."""
 
     def __init__(self) -> None:
         self.writes: dict[int, list[int]] = {}
-        self.floor: dict[int, int] = {}
-        self._completed: dict[int, int] = {}
+        self.floor: dict[str, dict[int, int]] = {"alice": {}, "bob": {}}
+        self._completed: dict[str, dict[int, int]] = {"alice": {}, "bob": {}}
 
     def submitted(self, sectors: range, number: int) -> None:
         for sector in sectors:
             self.writes.setdefault(sector, [0]).append(number)
 
-    def completed(self, sectors: range, number: int) -> None:
+    def completed(self, node: str, sectors: range, number: int) -> None:
+        """A write was acknowledged by the Primary `node`."""
+        completed = self._completed[node]
         for sector in sectors:
             index = self.writes[sector].index(number)
-            self._completed[sector] = max(index, self._completed.get(sector, 0))
+            completed[sector] = max(index, completed.get(sector, 0))
 
-    def before_flush(self) -> dict[int, int]:
-        return dict(self._completed)
+    def before_flush(self, node: str) -> dict[int, int]:
+        return dict(self._completed[node])
 
-    def flushed(self, promised: dict[int, int]) -> None:
-        for sector, index in promised.items():
-            self.floor[sector] = max(index, self.floor.get(sector, 0))
+    def flushed(self, promised: dict[int, int], nodes: set[str]) -> None:
+        """A flush has promised these on the disks of `nodes`."""
+        for node in nodes:
+            floor = self.floor[node]
+            for sector, index in promised.items():
+                floor[sector] = max(index, floor.get(sector, 0))
 
-    def forget_completions(self) -> None:
+    def forget_completions(self, node: str) -> None:
         """After a crash a completed write that was not flushed is only allowed, not promised."""
-        self._completed.clear()
+        self._completed[node].clear()
 
-    def violations(self, data: bytes) -> list[str]:
+    def united(self, discarded: str | None) -> None:
+        """Both copies are said to be equal: whatever was promised on either node must be there,
+        save what an administrator has given up on one of them."""
+        alice, bob = self.floor["alice"], self.floor["bob"]
+        if discarded is not None:
+            kept = bob if discarded == "alice" else alice
+        else:
+            kept = {s: max(alice.get(s, 0), bob.get(s, 0)) for s in alice.keys() | bob.keys()}
+        self.floor = {"alice": dict(kept), "bob": dict(kept)}
+
+    def violations(self, node: str, data: bytes) -> list[str]:
+        """What `data`, read on `node`, should not hold."""
         found = []
+        floor = self.floor[node]
         for sector, numbers in self.writes.items():
             content = data[sector * 512 : sector * 512 + 512]
             value = struct.unpack_from("<Q", content)[0]
-            allowed = numbers[self.floor.get(sector, 0) :]
+            allowed = numbers[floor.get(sector, 0) :]
             if content != struct.pack("<Q", value) * 64:
                 found.append(f"sector {sector} is torn inside")
             elif value not in allowed:
@@ -61,12 +80,51 @@ class Account:
         return found
 
 
-class History:
-    """One invented history; run() plays it, heals everything, and checks."""
+@dataclass(frozen=True)
+class Act:
+    """One step of a history: what is done, and the seed of everything random about it, so that a
+    history without some other step still does the same here."""
 
-    def __init__(self, seed: int, steps: int = 60) -> None:
-        self.rng = random.Random(seed)
-        rng = self.rng
+    name: str
+    seed: int
+
+
+WEIGHTS = {
+    "burst": 40,
+    "flush": 12,
+    "pause": 6,
+    "kill": 4,
+    "power_loss": 4,
+    "start": 7,
+    "cut": 3,
+    "mend": 4,
+    "break_connections": 2,
+    "fail_over": 3,
+    "promote_wrongly": 1,
+    "disconnect": 2,
+    "connect": 3,
+}
+"""Kinds of acts (methods `_NAME` of History) and how often they are chosen."""
+
+
+def invent(seed: int, steps: int) -> list[Act]:
+    """The acts of the history with this seed."""
+    rng = random.Random(f"acts {seed}")
+    names, weights = list(WEIGHTS), list(WEIGHTS.values())
+    chosen = rng.choices(names, weights, k=steps)
+    return [Act(name, rng.getrandbits(48)) for name in chosen]
+
+
+class History:
+    """One invented history; run() plays it, heals everything, and checks.
+
+    acts: other than those that the seed stands for, to play a part of it.
+    """
+
+    def __init__(self, seed: int, steps: int = 60, acts: list[Act] | None = None) -> None:
+        self.seed = seed
+        self.acts = invent(seed, steps) if acts is None else acts
+        self.rng = rng = random.Random(seed)
         self.protocol = rng.choice("ABCCC")
         self.pair = Pair(
             seed,
@@ -79,64 +137,66 @@ class History:
             disk=DiskSettings(al_extents=rng.choice((2, 3, 67)), c_max_rate=0),
             epoch_per_completion=rng.random() < 0.2,
         )
-        self.steps = steps
         self.account = Account()
         self.current: set[str] = set()
         """Nodes that have everything that was promised."""
+        self.split = False
+        """Both nodes have been promoted apart from each other: a split brain is to be expected."""
+        self.discarded: str | None = None
+        """The node whose changes the administrator has given up."""
         self.number = 0
-        self.trace: list[str] = []
 
     # --- the play -----------------------------------------------------------------------------
 
     def run(self) -> None:
         self.pair.up_synced()
         self.current = {"alice", "bob"}
-        acts: list[tuple[int, Callable[[], None]]] = [
-            (40, self._burst),
-            (12, self._flush),
-            (6, self._pause),
-            (4, self._kill),
-            (4, self._power_loss),
-            (7, self._start),
-            (3, self._cut),
-            (4, self._mend),
-            (2, self._break_connections),
-            (3, self._fail_over),
-            (2, self._disconnect),
-            (3, self._connect),
-        ]
-        weights = [weight for weight, _act in acts]
-        for _ in range(self.steps):
-            act = self.rng.choices(acts, weights)[0][1]
-            self.trace.append(f"{self.pair.clock.time:9.4f} {act.__name__}")
-            act()
+        for act in self.acts:
+            self.rng = random.Random(act.seed)
+            self._note(act.name)
+            getattr(self, f"_{act.name}")()
             self._note_current()
+        self.rng = random.Random(self.seed)
         self.heal()
         self.check()
+
+    def _note(self, words: str) -> None:
+        """A line of the trace, among what the nodes log."""
+        self.pair.lines.append(f"{self.pair.clock.time:10.4f} ------ {words}")
 
     @property
     def nodes(self) -> list[Node]:
         return [self.pair.alice, self.pair.bob]
 
+    def _primaries(self) -> list[Node]:
+        return [n for n in self.nodes if n.resource is not None and n.resource.role is Role.Primary]
+
     def _primary(self) -> Node | None:
-        for node in self.nodes:
-            if node.resource is not None and node.resource.role is Role.Primary:
-                return node
-        return None
+        """A Primary; any of the two, where a mistake has made both so."""
+        primaries = self._primaries()
+        return self.rng.choice(primaries) if primaries else None
 
     def _note_current(self) -> None:
-        """Who has all data now, seen from the Primary."""
-        primary = self._primary()
-        if primary is None:
+        """Who has all data now: both, once they are in sync again."""
+        if not self._together():
             return
-        if all(n.resource is not None and n.synced for n in self.nodes):
+        primary = self._primary()
+        if primary is not None and primary.r.replication.log.unacknowledged:
+            return
+        self.account.united(self.discarded)
+        self.discarded = None
+        self.split = False
+        if primary is not None or not self.current:
             self.current = {"alice", "bob"}
 
     def _alone(self) -> None:
         """The Primary's peer may miss what is written from here on."""
-        primary = self._primary()
-        if primary is not None and not all(n.resource is not None and n.synced for n in self.nodes):
-            self.current = {primary.name}
+        primaries = self._primaries()
+        if len(primaries) > 1:
+            self.split = True
+            self.current = set()
+        elif primaries and not self._together():
+            self.current &= {primaries[0].name}
 
     def _burst(self) -> None:
         primary = self._primary()
@@ -157,7 +217,7 @@ class History:
 
         def done(errno: int) -> None:
             if not errno:
-                self.account.completed(sectors, number)
+                self.account.completed(primary.name, sectors, number)
                 self._alone()
 
         data = struct.pack("<Q", number) * (64 * len(sectors))
@@ -167,11 +227,12 @@ class History:
         primary = self._primary()
         if primary is None:
             return
-        promised = self.account.before_flush()
+        promised = self.account.before_flush(primary.name)
 
         def done(errno: int) -> None:
             if not errno:
-                self.account.flushed(promised)
+                both = self._together() and self.protocol == "C"
+                self.account.flushed(promised, {"alice", "bob"} if both else {primary.name})
                 self._alone()
 
         primary.volume().flush(done)
@@ -195,12 +256,11 @@ class History:
         if node is None:
             return
         self._alone()
-        if node is self._primary():
-            self.account.forget_completions()
-            if self.protocol != "C":
-                # A flush promised the Primary's disk only.
-                self.current = {node.name}
-        self.trace.append(f"          {node.name}")
+        self.account.forget_completions(node.name)
+        if node.r.role is Role.Primary and self.protocol != "C":
+            # A flush promised the Primary's disk only.
+            self.current &= {node.name}
+        self._note(f"  {node.name}")
         how(node)
         self.pair.run(self.rng.choice((0.0, 0.001, 1.0)))
 
@@ -208,7 +268,7 @@ class History:
         down = [n for n in self.nodes if n.resource is None]
         if down:
             node = self.rng.choice(down)
-            self.trace.append(f"          {node.name}")
+            self._note(f"  {node.name}")
             node.up()
 
     def _cut(self) -> None:
@@ -231,7 +291,7 @@ class History:
         try:
             call()
         except ReplicatorError as error:
-            self.trace.append(f"          refused: {error.message}")
+            self._note(f"  refused: {error.message}")
 
     def _fail_over(self) -> None:
         """Another node becomes Primary, if it has all the data and nobody else is Primary."""
@@ -246,9 +306,24 @@ class History:
         candidates = [n for n in self.nodes if n.resource is not None and n.name in self.current]
         if candidates:
             node = self.rng.choice(candidates)
-            self.trace.append(f"          {node.name}")
+            self._note(f"  {node.name}")
             self._try(node.primary)
             self._alone()
+
+    def _promote_wrongly(self) -> None:
+        """An operator's or cluster manager's mistake: promote whoever is there, whatever it has."""
+        running = [n for n in self.nodes if n.resource is not None]
+        if not running:
+            return
+        node = self.rng.choice(running)
+        if node.r.role is Role.Primary:
+            return
+        self._note(f"  {node.name}")
+        before = set(self.current)
+        self._try(node.primary)
+        if node.r.role is Role.Primary and not node.synced:
+            self.split = self.split or before != {node.name}
+            self.current &= {node.name}
 
     def _disconnect(self) -> None:
         node = self._some_running()
@@ -264,14 +339,20 @@ class History:
     # --- the end ------------------------------------------------------------------------------
 
     def heal(self) -> None:
-        """No more faults: the pair must come together by itself."""
-        self.trace.append(f"{self.pair.clock.time:9.4f} heal")
+        """No more faults: the pair must come together by itself, or after a split brain with the
+        one decision that only a person can take."""
+        self._note("heal")
         self._mend()
         for node in self.nodes:
             if node.resource is None:
                 node.up()
         self._connect()
+        self.pair.run_until(lambda: self._together() or self._stand_alone(), 300.0)
+        if self._stand_alone():
+            assert self.split, "a split brain that nobody has caused"
+            self._give_one_up()
         self.pair.settle(300.0)
+        self._note_current()
         if self._primary() is None:
             self.rng.choice(self.nodes).primary()
         primary = self._primary()
@@ -279,9 +360,23 @@ class History:
         primary.flush()
         self.pair.run(30.0)
 
+    def _together(self) -> bool:
+        return all(node.synced for node in self.nodes)
+
+    def _stand_alone(self) -> bool:
+        return all(node.is_(Conn.StandAlone) for node in self.nodes)
+
+    def _give_one_up(self) -> None:
+        victim, other = self.rng.sample(self.nodes, 2)
+        self._note(f"  discard {victim.name}'s changes")
+        self.discarded = victim.name
+        victim.secondary()
+        victim.connect(discard_my_data=True)
+        other.connect()
+
     def check(self) -> None:
         alice, bob = (node.data() for node in self.nodes)
-        problems = self.account.violations(alice)
+        problems = self.account.violations("alice", alice)
         if alice != bob:
             differing = [
                 i for i in range(0, len(alice), 4096) if alice[i : i + 4096] != bob[i : i + 4096]

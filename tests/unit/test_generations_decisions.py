@@ -214,7 +214,7 @@ def second_opinion(own: Slots, peer: Slots, crash: str, roles: str, arbiter: boo
         return 2
     if b and b == pb:
         return 100
-    return -100 if {h0, h1} & {ph0, ph1} - {0, 4} else -1000
+    return -100 if {b, h0, h1} & {pb, ph0, ph1} - {0, 4} else -1000
 
 
 MIRROR = {1: -1, -1: 1, 2: -2, -2: 2, 0: 0, 100: 100, -100: -100, -1000: -1000}
