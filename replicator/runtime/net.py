@@ -42,7 +42,8 @@ class Endpoint:
 
 
 class TcpChannel(asyncio.Protocol):
-    """One connection. Made by TcpNetwork; the receiver sets `events` before the next iteration."""
+    """One connection. Made by TcpNetwork, which hands it over from within connection_made: the
+    receiver sets `events` there and then, because the next call may already be the end."""
 
     events: ChannelEvents
 
@@ -307,6 +308,16 @@ class _AcceptedChannel(TcpChannel):
             self._transport.abort()
 
 
+class _DialledChannel(TcpChannel):
+    def __init__(self, loop: asyncio.AbstractEventLoop, made: Callable[[TcpChannel], None]) -> None:
+        super().__init__(loop, "->")
+        self._made = made
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._made(self)
+
+
 class _Dial:
     """One attempt to connect; also the Timer that cancels it."""
 
@@ -317,6 +328,7 @@ class _Dial:
         self._timeout = timeout
         self._done = done
         self._cancelled = False
+        self._answered = False
         self._task = network._loop.create_task(self._run())
 
     def cancel(self) -> None:
@@ -324,21 +336,23 @@ class _Dial:
         self._task.cancel()
 
     async def _run(self) -> None:
-        channel: TcpChannel | None = None
-        reason = ""
         try:
-            channel = await asyncio.wait_for(self._connect(), self._timeout)
+            await asyncio.wait_for(self._connect(), self._timeout)
         except TimeoutError:
-            reason = f"no answer from {self._network.peer} within {self._timeout:g} s"
+            self._answer(None, f"no answer from {self._network.peer} within {self._timeout:g} s")
         except OSError as error:
-            reason = describe_dial(error, self._network.own, self._network.peer)
-        if self._cancelled:
+            self._answer(None, describe_dial(error, self._network.own, self._network.peer))
+
+    def _answer(self, channel: TcpChannel | None, reason: str) -> None:
+        """Once. What goes wrong after the channel was handed over, the channel tells."""
+        if self._answered or self._cancelled:
             if channel is not None:
                 channel.close()
             return
+        self._answered = True
         self._done(channel, reason)
 
-    async def _connect(self) -> TcpChannel:
+    async def _connect(self) -> None:
         network, loop = self._network, self._network._loop
         made = network.make_socket(0)
         try:
@@ -346,11 +360,13 @@ class _Dial:
             if made.getsockname() == made.getpeername():
                 # On one host a dial can meet its own ephemeral port: a connection to oneself.
                 raise OSError(errno.ECONNREFUSED, "connected to itself")
-            _, protocol = await loop.create_connection(lambda: TcpChannel(loop, "->"), sock=made)
+            await loop.create_connection(
+                lambda: _DialledChannel(loop, lambda channel: self._answer(channel, "")), sock=made
+            )
         except BaseException:
-            made.close()
+            if not self._answered:
+                made.close()  # otherwise it is the channel's
             raise
-        return protocol
 
 
 def resolve(endpoint: Endpoint) -> tuple[socket.AddressFamily, tuple[str, int]]:
@@ -376,7 +392,7 @@ def describe_loss(error: Exception | None) -> str:
 def describe_listen(error: OSError, own: Endpoint) -> str:
     """Why there is no listener."""
     if error.errno == errno.EADDRINUSE:
-        return f"cannot listen on {own}: another program uses that port"
+        return f"cannot listen on {own}: another program uses that port (ss -tlnp shows which)"
     if error.errno == errno.EADDRNOTAVAIL:
         return f"cannot listen on {own}: this host has no such address"
     return f"cannot listen on {own}: {_words(error)}"
