@@ -77,8 +77,7 @@ def check_challenge(own: bytes, peer: bytes) -> None:
 def verify(alg: str, secret: str | bytes, own_challenge: bytes, answer: bytes) -> None:
     """Check the peer's P_AUTH_RESPONSE to our challenge, in constant time.
 
-    Raises BadLength (reconnect) if it cannot be an answer of this algorithm, AuthError
-    (stand alone) if it is the wrong one.
+    Raises BadLength if it cannot be an answer of this algorithm, AuthError if it is the wrong one.
     """
     expected = response(alg, secret, own_challenge)
     if len(answer) != len(expected):

@@ -66,7 +66,8 @@ def agree(own: Features, peer: Features) -> Agreed:
         raise Incompatible(
             "P_CONNECTION_FEATURES: no protocol version in common: expected one of "
             f"{own.protocol_min} to {own.protocol_max} (ours), found "
-            f"{peer.protocol_min} to {peer.protocol_max} (the peer's)"
+            f"{peer.protocol_min} to {peer.protocol_max} (the peer's); "
+            "the node with the lower numbers must be upgraded"
         )
     features = own.feature_flags & peer.feature_flags
     return Agreed(version, features, min(own.replicator, peer.replicator))

@@ -37,6 +37,7 @@ STEP_WAITS_MAX = 250
 DISCONNECT_PINGS = 4
 
 NEED_UP_TO_DATE, TWO_PRIMARIES, IN_USE, TRANSIENT = -2, -1, -12, -18
+NO_LOCAL_DISK, NO_REMOTE_DISK = -4, -5
 
 
 def refusal(volume: Volume, code: int) -> ReplicatorError:
@@ -46,10 +47,13 @@ def refusal(volume: Volume, code: int) -> ReplicatorError:
     state = volume.state
     if code == NEED_UP_TO_DATE:
         found = f"this disk is {state.disk.name}, the peer's {state.pdsk.name}"
+        if state.disk <= Disk.Failed:
+            other = f"attach the disk: replicator attach {volume.name}"
+        else:
+            other = f"if this copy is to count as the good one: replicator primary --force {name}"
         return NoUsableDataError(
             f"{text} ({found})",
-            hint=f"connect to a peer that has UpToDate data; or, if this copy is to count as the "
-            f"good one: replicator primary --force {name}",
+            hint=f"connect to a peer that has UpToDate data; or, {other}",
         )
     hints = {
         TWO_PRIMARIES: f"on the node that is Primary now: replicator secondary {name}",
@@ -152,15 +156,15 @@ class Promotion:
         self._waits = 0
         self._forced: set[int] = set()
         self._asking: list[Volume] = []
+        self._granted: list[Volume] = []
+        """Volumes for which the peer has agreed."""
 
     def start(self) -> None:
         resource = self._resource
         if resource.role is Role.Primary:
             _soon(resource, self._done)
             return
-        volumes = resource.volumes.values()
-        left_behind = resource.replication.link is None and any(v.locks.count for v in volumes)
-        if left_behind or any(v.state.conn is Conn.WFReportParams for v in volumes):
+        if self._too_early():
             self._wait()
             return
         link = resource.replication.link
@@ -169,9 +173,15 @@ class Promotion:
         else:
             resource.soon(self._judge)
 
-    def _wait(self) -> None:
+    def _too_early(self) -> bool:
         """A promotion must not slip between a report and its evaluation, nor overtake writes that a
         Primary that is gone has left behind."""
+        resource = self._resource
+        volumes = resource.volumes.values()
+        left_behind = resource.replication.link is None and any(v.locks.count for v in volumes)
+        return left_behind or any(v.state.conn is Conn.WFReportParams for v in volumes)
+
+    def _wait(self) -> None:
         self._waits += 1
         if self._waits > STEP_WAITS_MAX:
             self._refuse(next(iter(self._resource.volumes.values())), TRANSIENT)
@@ -199,6 +209,9 @@ class Promotion:
     def _judge(self) -> None:
         """Would every volume allow it, as things stand here?"""
         resource = self._resource
+        if self._too_early():
+            self._wait()
+            return
         self._forced.clear()
         for volume in resource.volumes.values():
             code = self._code(volume)
@@ -258,16 +271,23 @@ class Promotion:
                 else:
                     self._refuse(volume, code)
             else:
+                self._granted.append(volume)
                 self._ask_next()
 
         self._resource.cluster.ask(volume, mask, val, answered)
 
     def _refuse(self, volume: Volume, code: int) -> None:
+        # The peer has noted a Primary where it agreed: it hears that there is none.
+        for granted in self._granted:
+            granted.exchange.send_state()
         self._done(refusal(volume, code))
 
     def _promote(self) -> None:
         """Nobody objects: new identity where there must be one, made durable, then told."""
         resource = self._resource
+        if resource.role is Role.Primary:
+            self._done(None)  # somebody else has ordered it, too
+            return
         resource.role = Role.Primary
         resource.discard_my_data = False
         left = len(resource.volumes)
@@ -318,7 +338,7 @@ def _become_primary(volume: Volume, forced: bool, stable: Callable[[int], None])
         store.uuids.mark_role(False)
     volume.change(role=Role.Primary, disk=disk)
     if store is None or volume.state.disk <= Disk.Failed:
-        volume.exposed_uuid = volume.exposed_uuid or _peer_generation(volume)
+        volume.exposed_uuid = _peer_generation(volume) or volume.exposed_uuid
         volume.resource.soon(lambda: stable(0))
     elif forced or (alone and disk is Disk.UpToDate):
         volume.new_generation(stable, forced=forced)
@@ -464,9 +484,15 @@ def _metadata_error(volume: Volume, errno: int) -> ReplicatorError | None:
 
 
 def _start_full_sync(volume: Volume, conn: Conn, done: AdminDone) -> None:
-    old = volume.state
-    new = adjust(old._replace(conn=conn), old=old)
-    code = possible(old, new) or valid(new, old=old) or permitted(old, new)
+    def own_code() -> int:
+        old = volume.state
+        new = adjust(old._replace(conn=conn), old=old)
+        if new.conn is not conn:
+            # A resync that cannot be: one of the disks is missing.
+            return NO_LOCAL_DISK if old.disk < Disk.Inconsistent else NO_REMOTE_DISK
+        return possible(old, new) or valid(new, old=old) or permitted(old, new)
+
+    code = own_code()
     if code:
         _soon(volume.resource, done, refusal(volume, code))
         return
@@ -474,7 +500,10 @@ def _start_full_sync(volume: Volume, conn: Conn, done: AdminDone) -> None:
     def answered(code: int | None) -> None:
         if code is None:
             done(DaemonError(f"{volume.name}: the connection was lost before the peer answered"))
-        elif code < SUCCESS:
+            return
+        # The disk may have gone while the peer was asked; it hears of that by our state.
+        code = code if code < SUCCESS else own_code()
+        if code:
             done(refusal(volume, code))
         else:
             volume.start_full_sync(conn)

@@ -21,10 +21,12 @@ from typing import TYPE_CHECKING
 from protocol.states import Conn, Disk, Role
 from replicator.engine.activity_log import extents
 from replicator.engine.ports import Buffer, Done, ReadDone
+from replicator.engine.ports import Disk as DiskPort
 from replicator.engine.requests import MAX_DATA, MAX_ZERO, Countdown, Kind, Part, Write
 from replicator.engine.states import replicated
 
 if TYPE_CHECKING:
+    from replicator.engine.activity_log import ActivityLog
     from replicator.engine.volume import Volume
 
 HOLDING = frozenset({Conn.WFBitMapT, Conn.WFSyncUUID})
@@ -40,6 +42,11 @@ class Application:
         self.pending = 0
         """Requests accepted and not completed: the `ap` counter."""
         self._held: list[Write] = []
+        self._unshared: set[Write] = set()
+        """Writes on their way to the local disk that the peer neither gets nor has been told of."""
+        self._lost = False
+        """A write that was completed is on no stable storage and cannot be put there any more: the
+        next flush has to say so."""
         self._frozen: deque[Callable[[], None]] = deque()
 
     # --- entry points -------------------------------------------------------------------------
@@ -181,14 +188,16 @@ class Application:
             self._submit(write)
             return
         first, last = extents(write.sector, write.nsectors)
-        if log.begin(first, last, lambda errno: self._activated(write, first, last, errno)):
-            write.al = (first, last)
+        if log.begin(first, last, partial(self._activated, write, log, first, last)):
+            write.al = (log, first, last)
             self._submit(write)
 
-    def _activated(self, write: Write, first: int, last: int, errno: int) -> None:
+    def _activated(self, write: Write, log: ActivityLog, first: int, last: int, errno: int) -> None:
         """The activity log has the extents, or cannot write (then the disk is given up)."""
-        if not errno:
-            write.al = (first, last)
+        if errno:
+            self._volume.activity_log_failed(log, errno)
+        else:
+            write.al = (log, first, last)
         self._submit(write)
 
     def _submit(self, write: Write) -> None:
@@ -209,31 +218,33 @@ class Application:
             self._replication.send_write(write)
         elif mode == "out-of-sync":
             volume.mark_out_of_sync(write.sector, write.nsectors, tell_peer=True)
+        if mode != "data":
+            self._unshared.add(write)
         if disk is None:
-            self._local_done(write, EIO)
+            self._local_done(write, None, EIO)
         elif write.kind is Kind.WRITE:
-            disk.write(write.sector << 9, write.data, partial(self._local_done, write))
+            disk.write(write.sector << 9, write.data, partial(self._local_done, write, disk))
         else:
             disk.zero(
                 write.sector << 9,
                 write.nsectors << 9,
                 write.kind is not Kind.ZERO,
-                partial(self._local_done, write),
+                partial(self._local_done, write, disk),
             )
 
-    def _local_done(self, write: Write, errno: int) -> None:
+    def _local_done(self, write: Write, disk: DiskPort | None, errno: int) -> None:
         volume = self._volume
         if write.hold is not None:
             volume.locks.release(write.hold)
             write.hold = None
-        had_disk = write.local is Part.PENDING
         write.data = b""
+        self._unshared.discard(write)
         if errno:
             write.local = Part.FAILED
             write.errno = errno
-            if had_disk:
+            if disk is not None:
                 volume.mark_out_of_sync(write.sector, write.nsectors)
-                volume.local_io_error("write", write.sector, errno)
+                volume.local_io_error("write", write.sector, errno, disk)
         else:
             write.local = Part.OK
             volume.counters.written += write.nsectors
@@ -243,8 +254,11 @@ class Application:
         """Some part of `write` has moved: complete it, and be done with it, as far as that goes."""
         if write.local is Part.PENDING:
             return
-        if not write.completed and write.net is not Part.PENDING:
+        if write.completed and Part.OK not in (write.local, write.net):
+            self._lost = True
+        if not write.completed and not write.held and write.net is not Part.PENDING:
             if self._volume.generation_pending and write.net is not Part.OK:
+                write.held = True
                 self._held.append(write)
             else:
                 self._complete(write)
@@ -266,10 +280,14 @@ class Application:
         if write.local is not Part.OK or write.net is not Part.OK:
             volume.mark_out_of_sync(write.sector, write.nsectors)
         if write.al is not None:
-            log = volume.activity_log_object
-            if log is not None:
-                log.end(*write.al)
+            log, first, last = write.al
             write.al = None
+            log.end(first, last)
+
+    def mark_unshared(self) -> None:
+        """The bitmap is about to be sent: it has to have what is still on its way to the disk."""
+        for write in self._unshared:
+            self._volume.mark_out_of_sync(write.sector, write.nsectors)
 
     def generation_stable(self) -> None:
         """The new UUID is on stable storage: complete what waited for it."""
@@ -286,7 +304,7 @@ class Application:
             return
         volume = self._volume
         disk = volume.data_disk
-        outcome = _FlushOutcome(self, answer)
+        outcome = _FlushOutcome(self, answer, disk)
         if self._replication.flush_peer(volume, outcome.remote):
             outcome.remote_pending = True
         if disk is None:
@@ -294,8 +312,13 @@ class Application:
         else:
             disk.flush(outcome.local)
 
-    def flush_failed_locally(self, errno: int) -> None:
-        self._volume.local_io_error("flush", 0, errno)
+    def flush_failed_locally(self, errno: int, disk: DiskPort | None) -> None:
+        self._volume.local_io_error("flush", 0, errno, disk)
+
+    def take_lost(self) -> bool:
+        """Whether something completed was lost since this was last asked."""
+        lost, self._lost = self._lost, False
+        return lost
 
     def after_generation(self, action: Callable[[], None]) -> None:
         """Run `action` now, or when the generation that is being written is stable."""
@@ -325,7 +348,7 @@ class Application:
                 answer(0, data)
                 return
             volume.mark_out_of_sync(offset >> 9, length >> 9)
-            volume.local_io_error("read", offset >> 9, errno)
+            volume.local_io_error("read", offset >> 9, errno, disk)
             self._replication.read_from_peer(volume, offset, length, answer)
 
         disk.read(offset, length, loaded)
@@ -334,11 +357,12 @@ class Application:
 class _FlushOutcome:
     """Joins the local and the remote half of a flush: one of them has to be good, both ended."""
 
-    __slots__ = ("_answer", "_application", "_local", "_remote_ok", "remote_pending")
+    __slots__ = ("_answer", "_application", "_disk", "_local", "_remote_ok", "remote_pending")
 
-    def __init__(self, application: Application, answer: Done) -> None:
+    def __init__(self, application: Application, answer: Done, disk: DiskPort | None) -> None:
         self._application = application
         self._answer = answer
+        self._disk = disk
         self._local: int | None = None
         self._remote_ok = False
         self.remote_pending = False
@@ -346,7 +370,7 @@ class _FlushOutcome:
     def local(self, errno: int) -> None:
         self._local = errno
         if errno:
-            self._application.flush_failed_locally(errno)
+            self._application.flush_failed_locally(errno, self._disk)
         self._join()
 
     def remote(self, stable: bool) -> None:
@@ -358,6 +382,8 @@ class _FlushOutcome:
         if self._local is None or self.remote_pending:
             return
         result = 0 if self._remote_ok or not self._local else self._local
+        if self._application.take_lost():
+            result = result or EIO
         if self._remote_ok:
             self._answer(result)
         else:

@@ -16,7 +16,16 @@ from typing import TYPE_CHECKING
 
 from protocol.errors import WireError
 from protocol.packets import Command, StateReply, StateRequest, encode
-from protocol.states import CONN_MASK, CONN_SHIFT, Conn, Disk, Role
+from protocol.states import (
+    CONN_MASK,
+    CONN_SHIFT,
+    DISK_MASK,
+    DISK_SHIFT,
+    ROLE_MASK,
+    Conn,
+    Disk,
+    Role,
+)
 from replicator.engine.states import (
     REFUSALS,
     adjust,
@@ -34,19 +43,28 @@ if TYPE_CHECKING:
 SUCCESS = 1
 CONCURRENT = -19
 UNSUPPORTED = -17
+NO_LOCAL_DISK, NO_REMOTE_DISK = -4, -5
+
+NOT_THE_PEERS = ROLE_MASK | DISK_MASK << DISK_SHIFT
+"""Own role and own disk: no node asks to change the other's, save with a disconnect."""
+REQUESTABLE = (Conn.StartingSyncS, Conn.StartingSyncT, Conn.WFReportParams)
+"""What the connection of a volume may become at the peer's request, seen from here. WFReportParams:
+the peer takes the volume away."""
 
 Answer = Callable[[int | None], None]
 """The peer's code (1 or more is yes), or None if the connection ended first."""
 
 
 class _Asked:
-    __slots__ = ("answer", "command", "request", "volume")
+    __slots__ = ("answer", "command", "request", "since", "volume")
 
     def __init__(self, command: Command, volume: int, request: StateRequest, answer: Answer):
         self.command = command
         self.volume = volume
         self.request = request
         self.answer = answer
+        self.since = 0.0
+        """When it was sent."""
 
 
 class Cluster:
@@ -78,6 +96,7 @@ class Cluster:
             self._next()
             return
         self._asked = asked
+        asked.since = self._resource.clock.now()
         link.send_data(encode(asked.volume, asked.command, asked.request))
 
     def replied(self, command: int, reply: StateReply) -> None:
@@ -92,6 +111,12 @@ class Cluster:
         self._asked = None
         asked.answer(reply.retcode)
         self._next()
+
+    def overdue(self, now: float, limit: float) -> str:
+        """A question that the peer has not answered for longer than `limit` seconds, or ""."""
+        if self._asked is None or now - self._asked.since <= limit:
+            return ""
+        return f"a request for a change of state is unanswered for {now - self._asked.since:.0f} s"
 
     def connection_lost(self) -> None:
         lost = [self._asked] if self._asked is not None else []
@@ -123,9 +148,13 @@ class Cluster:
             wanted = apply_request(volume.state, mask, val)
         except ValueError:
             return UNSUPPORTED
-        if wanted.conn in (Conn.VerifyS, Conn.VerifyT):
+        asks_conn = bool(mask & CONN_MASK << CONN_SHIFT)
+        if mask & NOT_THE_PEERS or (asks_conn and wanted.conn not in REQUESTABLE):
             return UNSUPPORTED
         old, new = volume.state, adjust(wanted, old=volume.state)
+        if asks_conn and new.conn is not wanted.conn:
+            # A resync that cannot be: one of the disks is missing.
+            return NO_LOCAL_DISK if old.disk < Disk.Inconsistent else NO_REMOTE_DISK
         net = self._resource.settings.net
         code = (
             possible(old, new)
@@ -149,6 +178,8 @@ class Cluster:
         if new.conn in (Conn.StartingSyncS, Conn.StartingSyncT) and new.conn is not old.conn:
             volume.start_full_sync(new.conn)
         else:
+            if new.conn is Conn.WFReportParams:
+                volume.exchange.forget()
             volume.change(**new._asdict())
         return SUCCESS
 
@@ -161,9 +192,13 @@ class Cluster:
         if conn != Conn.Disconnecting:
             link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(UNSUPPORTED)))
             return
-        mask, val = mirror_request(request.mask, request.val)
         for volume in resource.volumes.values():
-            wanted = apply_request(volume.state, mask, val)
+            try:
+                mask, val = mirror_request(request.mask, request.val)
+                wanted = apply_request(volume.state, mask, val)
+            except ValueError:
+                link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(UNSUPPORTED)))
+                return
             if wanted.disk is Disk.Outdated and volume.state.disk > Disk.Outdated:
                 volume.outdate_after_disconnect = True
         link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(SUCCESS)))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from protocol import digests
 from protocol.errors import WireError
 from protocol.packets import SYNCER_ID, Command, decode
+from protocol.states import Role
 from replicator.engine.requests import Kind
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
         Trim,
     )
     from replicator.engine.link import Link
+    from replicator.engine.peer_writes import PeerWrites
     from replicator.engine.resource import Resource
     from replicator.engine.volume import Volume
 
@@ -97,12 +99,20 @@ def _checked(volume: Volume, command: int, packet: Data) -> None:
         )
 
 
+def _receiver(volume: Volume, command: int) -> PeerWrites:
+    """Who takes a write of the peer. There are never two writers unless that is configured."""
+    resource = volume.resource
+    if volume.state.role is Role.Primary and not resource.settings.net.allow_two_primaries:
+        raise WireError(f"{Command(command).name}: the peer writes, although this node is Primary")
+    assert resource.peer_writes is not None
+    return resource.peer_writes
+
+
 def _data(volume: Volume, command: int, packet: Data) -> None:
     nsectors = len(packet.data) >> 9
     _in_range(volume, command, packet.sector, nsectors)
     _checked(volume, command, packet)
-    writes = volume.resource.peer_writes
-    assert writes is not None
+    writes = _receiver(volume, command)
     writes.write(
         volume,
         Kind.WRITE,
@@ -117,15 +127,16 @@ def _data(volume: Volume, command: int, packet: Data) -> None:
 def _trim(volume: Volume, command: int, packet: Trim) -> None:
     nsectors = packet.size >> 9
     _in_range(volume, command, packet.sector, nsectors)
-    writes = volume.resource.peer_writes
-    assert writes is not None
+    writes = _receiver(volume, command)
     kind = Kind.TRIM if command == Command.TRIM else Kind.ZERO_UNMAP
     writes.write(volume, kind, packet.sector, nsectors, b"", packet.block_id, packet.dp_flags)
 
 
 def _data_request(volume: Volume, command: int, packet: BlockRequest) -> None:
     _in_range(volume, command, packet.sector, packet.blksize >> 9)
-    volume.resource.serve_read(volume, packet)
+    reads = volume.resource.peer_reads
+    assert reads is not None
+    reads.serve(volume, packet)
 
 
 def _data_reply(volume: Volume, command: int, packet: Data) -> None:

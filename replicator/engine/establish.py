@@ -111,19 +111,26 @@ class Establisher:
         self._searching = False
         self._listening = False
         self.last_error = ""
+        self.listen_error = ""
+        """Why the peer cannot reach us; looked at again before each dial."""
 
     def start(self, pause: float = 0.0) -> None:
         """Begin (again) to look for the peer, dialling after `pause` seconds."""
         self._searching = True
         self._crossed = False
+        self._listen()
+        self._dial_after(pause if self._dials_first else pause + GIVE_WAY)
+
+    def _listen(self) -> None:
+        """Also again after a failure: whoever has our port may have let go of it."""
         if not self._listening:
             self._listening = True
             self._network.listen(self._accepted, self._no_listener)
-        self._dial_after(pause if self._dials_first else pause + GIVE_WAY)
 
     def stop(self) -> None:
         """Give up looking and listening."""
         self._end_search()
+        self.listen_error = ""
         if self._listening:
             self._listening = False
             self._network.stop_listening()
@@ -154,11 +161,16 @@ class Establisher:
 
     def _dial(self) -> None:
         self._next_dial = None
+        if self._searching:
+            self._listen()
         if self._searching and self._dialling is None and not (self._data and self._meta):
             self._dialling = self._network.dial(self._settings.connect_interval, self._dialled)
 
     def _dialled(self, channel: Channel | None, reason: str) -> None:
         self._dialling = None
+        if self._listening and self.listen_error:
+            self._log.log("info", "listening for the peer now")
+            self.listen_error = ""
         if channel is None:
             if reason != self.last_error:
                 self._log.log("info", f"cannot reach the peer: {reason}")
@@ -182,9 +194,10 @@ class Establisher:
     # --- accepting ----------------------------------------------------------------------------
 
     def _no_listener(self, reason: str) -> None:
-        self.last_error = reason
         self._listening = False
-        self._log.log("error", f"cannot listen for the peer: {reason}")
+        if reason != self.listen_error:
+            self._log.log("error", f"cannot listen for the peer: {reason}")
+        self.listen_error = reason
 
     def _accepted(self, channel: Channel) -> None:
         candidate = _Candidate(self, channel, dialled=False)

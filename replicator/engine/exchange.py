@@ -31,6 +31,7 @@ from protocol.packets import (
 )
 from protocol.states import Conn, Disk, Role, StateWord
 from replicator.engine.generations import UuidSet
+from replicator.engine.growth import FLAG_NO_RESYNC, answer_growth
 from replicator.engine.handshake import Handshake, Outcome, Verdict, resolve
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Exchange:
         self.peer_weight = 0
         self._announced_weight = 0
         self.sizes: Sizes | None = None
+        self.user_size = volume.settings.disk.size >> 9
+        """Sectors that an administrator limits the volume to, on either node; 0: no limit."""
         self.decided = False
         self.consider_resync = False
         """Both disks were Inconsistent and the peer was just forced Primary."""
@@ -74,6 +77,7 @@ class Exchange:
         self.peer_uuids = None
         self.peer_flags = self.peer_weight = 0
         self.sizes = None
+        self.user_size = self._volume.settings.disk.size >> 9
         self.decided = False
         self.consider_resync = False
         self._receiver = None
@@ -116,14 +120,16 @@ class Exchange:
             max(1, disk.c_max_rate >> 10) if disk.c_max_rate else 4 << 20,
         )
 
-    def send_sizes(self) -> None:
+    def send_sizes(self, flags: int = 0) -> None:
+        """flags: in an answer, those of the question."""
         volume = self._volume
         self._send(
             Command.SIZES,
             Sizes(
                 volume.own_capacity,
-                volume.settings.disk.size >> 9,
+                self.user_size,
                 volume.size_sectors,
+                dds_flags=flags,
                 discard_enabled=1,
             ),
         )
@@ -178,11 +184,12 @@ class Exchange:
             size = volume.size_sectors or packet.c_size or packet.u_size or peer
         else:
             size = min(volume.size_sectors or own, own)
-        wanted = [w for w in (volume.settings.disk.size >> 9, packet.u_size) if w]
-        if wanted and min(wanted) <= size:
-            size = min(wanted)
+        self.user_size = self._agreed_user_size(packet)
+        if self.user_size:
+            size = min(size, self.user_size)
         shrinks = size < volume.size_sectors
-        if shrinks and (volume.state.disk >= Disk.Outdated or volume.users):
+        resyncing = volume.state.conn > Conn.Connected
+        if shrinks and (volume.state.disk >= Disk.Outdated or volume.users or resyncing):
             volume.resource.refuse_peer(
                 f"{volume.name}: the peer's disk is too small: this volume has "
                 f"{volume.size_sectors} sectors, the peer offers {peer}"
@@ -190,20 +197,38 @@ class Exchange:
             return
         grew = size > volume.size_sectors
         if size != volume.size_sectors:
-            volume.set_size(size)
+            volume.set_size(size, same=bool(packet.dds_flags & FLAG_NO_RESYNC))
+            if grew and self.decided and self._link is not None and volume.store is not None:
+                answer_growth(volume, self._link, packet.dds_flags)
+                return
             volume.write_superblock()
-        if self.decided and packet.c_size != size and packet.c_size:
-            self.send_sizes()
-        if grew and self.decided and volume.store is not None:
-            volume.store.bitmaps.write_dirty()
+        # A size of 0 asks for an answer; what is sent here never asks, or two nodes would not stop.
+        if self.decided and size and packet.c_size != size:
+            self.send_sizes(packet.dds_flags)
+
+    def _agreed_user_size(self, packet: Sizes) -> int:
+        """The smaller of both `size` options; but connected, a size that asks for an answer comes
+        from an administrator who has changed it for both nodes."""
+        if self.decided and not packet.c_size:
+            return packet.u_size
+        return min((w for w in (self.user_size, packet.u_size) if w), default=0)
 
     def got_uuids(self, packet: Uuids) -> None:
         volume = self._volume
         self.peer_uuids = UuidSet(packet.current, packet.bitmap, packet.history0, packet.history1)
         self.peer_flags = packet.flags
         self.peer_weight = packet.dirty_bits
-        if volume.store is None and volume.state.role is Role.Primary and self.decided:
-            volume.exposed_uuid = packet.current
+        if volume.state.role is Role.Primary and volume.state.disk <= Disk.Failed:
+            if self.decided:
+                volume.exposed_uuid = packet.current
+            elif volume.exposed_uuid and (volume.exposed_uuid ^ packet.current) >> 1:
+                volume.resource.refuse_peer(
+                    f"{volume.name}: this Primary has no disk and its applications use generation "
+                    f"{volume.exposed_uuid:016X}, but the peer has {packet.current:016X}; "
+                    f"to use that: replicator secondary {volume.resource.settings.name}, then "
+                    f"replicator connect {volume.resource.settings.name}"
+                )
+                return
         if packet.flags & FLAG_SKIP_INITIAL_SYNC and volume.state.conn is Conn.Connected:
             self._skip_initial_sync(packet)
 
@@ -231,6 +256,8 @@ class Exchange:
         if disk is Disk.DUnknown:
             volume.resource.refuse_peer(f"{volume.name}: the peer reports its disk as DUnknown")
             return
+        if self.peer_uuids is None and peer.disk >= Disk.Negotiating and volume.store is not None:
+            raise WireError(f"STATE with disk {peer.disk.name}: expected its UUIDS first")
         if self._ends_resync(peer):
             return
         isp = peer.aftr_isp or peer.user_isp
@@ -249,7 +276,10 @@ class Exchange:
         early = disk is Disk.UpToDate and state.pdsk is not Disk.UpToDate
         if early and state.conn in (*SYNC_STARTING, Conn.WFSyncUUID):
             disk = Disk.Inconsistent
-        volume.change(peer=peer.role, pdsk=disk, peer_isp=isp)
+        # A congested peer has stopped sending data: from now on only the news of what it writes comes.
+        behind = peer.conn is Conn.Ahead and state.conn is Conn.Connected
+        conn = Conn.Behind if behind else state.conn
+        volume.change(conn=conn, peer=peer.role, pdsk=disk, peer_isp=isp)
 
     def _refuses_second_primary(self, peer: StateWord) -> bool:
         volume = self._volume
@@ -275,11 +305,14 @@ class Exchange:
     def _ends_resync(self, peer: StateWord) -> bool:
         """The target says that it is done: swallow this report, the end has its own course."""
         state = self._volume.state
+        if state.conn not in (Conn.SyncSource, Conn.PausedSyncS) or peer.conn is not Conn.Connected:
+            return False
+        if peer.disk is Disk.Inconsistent:
+            self._volume.resync_source.target_gave_up()
+            return False
         return (
-            state.conn in (Conn.SyncSource, Conn.PausedSyncS)
-            and state.disk is Disk.UpToDate
+            state.disk is Disk.UpToDate
             and state.pdsk in (Disk.Inconsistent, Disk.Consistent)
-            and peer.conn is Conn.Connected
             and peer.disk is Disk.UpToDate
             and self._volume.resync_source.target_is_done()
         )
@@ -353,6 +386,7 @@ class Exchange:
             volume.drop_disk()
         elif peer.disk is Disk.Negotiating:
             volume.change(pdsk=Disk.Diskless)
+            self.send_state()  # that the peer comes to the same verdict, and gives the disk up
         else:
             volume.resource.refuse_peer(f"{volume.name}: {verdict.reason}")
 
@@ -413,9 +447,16 @@ class Exchange:
         assert link is not None and volume.store is not None
         bitmap = volume.store.bitmap
         use_rle = volume.resource.settings.net.use_rle
-        packets = iter(BitmapSender(bitmap.bits, bitmap.data, use_rle))
-        link.hold_data(True)
-        self._send_bitmap_part(link, packets)
+        volume.application.mark_unshared()
+
+        def start() -> None:
+            if volume.store is None:
+                link.hold_data(False)
+                return
+            packets = iter(BitmapSender(bitmap.bits, bitmap.data, use_rle))
+            self._send_bitmap_part(link, packets)
+
+        link.when_uninterrupted(start)
 
     def _send_bitmap_part(self, link: Link, packets: Iterator[tuple[Command, bytes]]) -> None:
         """As much as the window takes, then again a moment later."""
@@ -481,9 +522,9 @@ class Exchange:
 
     def got_sync_uuid(self, packet: SyncUuid) -> None:
         conn = self._volume.state.conn
-        if conn is Conn.WFSyncUUID:
+        if conn in (Conn.WFSyncUUID, Conn.Behind):
             self._adopt(packet.uuid)
-        elif conn in (Conn.WFBitMapT, Conn.StartingSyncT, Conn.Behind):
+        elif conn in (Conn.WFBitMapT, Conn.StartingSyncT):
             self._early_uuid = packet.uuid
         else:
             raise WireError(f"SYNC_UUID while {conn.name}: expected only when becoming sync target")

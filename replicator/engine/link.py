@@ -119,8 +119,10 @@ class Link:
         self._idle_timer: Timer | None = None
         self._phase_timer: Timer | None = None
         self._data_paused = False
+        self._full = False
         self._hold_data = False
         self._held_data: deque[Buffer] = deque()
+        self._turns: deque[Callable[[], None]] = deque()
 
     # --- life ---------------------------------------------------------------------------------
 
@@ -134,11 +136,14 @@ class Link:
         self.meta.reader.feed(self._sockets.early_meta)
         self.frames(self.data)
 
-    def fail(self, state: Conn, reason: str, *, stand_alone: bool = False) -> None:
-        """End the connection. What is queued is still sent as far as it goes at once."""
+    def fail(
+        self, state: Conn, reason: str, *, stand_alone: bool = False, linger: float = 0.0
+    ) -> None:
+        """End the connection. What is queued is still sent as far as it goes at once. The sockets
+        stay open for `linger` seconds more, so that the peer can read all of it first."""
         if self.phase is Phase.CLOSED:
             return
-        self.close()
+        self.close(linger)
         self.owner.link_lost(self, state, reason, stand_alone)
 
     def socket_closed(self, reason: str) -> None:
@@ -148,16 +153,25 @@ class Link:
         elif self.phase is not Phase.CLOSED:
             self.clock.call_later(OTHER_SOCKET_GRACE, lambda: self.fail(Conn.BrokenPipe, reason))
 
-    def close(self) -> None:
-        """Close both sockets without telling the owner."""
+    def close(self, linger: float = 0.0) -> None:
+        """Close both sockets (see fail) without telling the owner."""
         self.phase = Phase.CLOSED
         for timer in (self._ping_timer, self._idle_timer, self._phase_timer):
             if timer is not None:
                 timer.cancel()
         self._pings.clear()
+        self._turns.clear()
         for queued in self._held_data:
             self.data.channel.send(queued)
         self._held_data.clear()
+        if not linger:
+            self._close_sockets()
+            return
+        self.data.channel.pause_reading()
+        self.meta.channel.pause_reading()
+        self.clock.call_later(linger, self._close_sockets)
+
+    def _close_sockets(self) -> None:
         self.data.channel.close()
         self.meta.channel.close()
 
@@ -190,9 +204,27 @@ class Link:
         if self.phase is not Phase.CLOSED:
             self.data.channel.send(packet)
 
+    @property
+    def holding(self) -> bool:
+        """What is given to send_data() now is not even queued on the socket yet."""
+        return self._hold_data
+
+    def when_uninterrupted(self, start: Callable[[], None]) -> None:
+        """Run `start` with the data socket held, one such user after the other. It ends its turn by
+        hold_data(False)."""
+        if self._hold_data:
+            self._turns.append(start)
+        else:
+            self._hold_data = True
+            start()
+
     def hold_data(self, hold: bool) -> None:
         """While a bitmap is being sent nothing may come between its packets: the rest waits."""
         self._hold_data = hold
+        if not hold and self._turns:
+            self._hold_data = True
+            self._turns.popleft()()
+            return
         while self._held_data and not self._hold_data:
             self.send_data(self._held_data.popleft())
 
@@ -201,12 +233,25 @@ class Link:
     def pause_data(self) -> None:
         """Handle nothing more of the data socket until resume_data(); it stays in order."""
         self._data_paused = True
-        self.data.channel.pause_reading()
+        self._read_or_not()
+
+    def buffers_full(self, full: bool) -> None:
+        """Full: what the peer has sent fills the memory it may have here, read no more for now."""
+        self._full = full
+        self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self.phase is Phase.CLOSED:
+            return
+        if self._data_paused or self._full:
+            self.data.channel.pause_reading()
+        else:
+            self.data.channel.resume_reading()
 
     def resume_data(self) -> None:
         self._data_paused = False
+        self._read_or_not()
         if self.phase is not Phase.CLOSED:
-            self.data.channel.resume_reading()
             self.clock.call_soon(lambda: self.frames(self.data))
 
     def frames(self, socket: _Socket) -> None:
@@ -273,8 +318,8 @@ class Link:
             return
         self.version, self.features = agreed.version, agreed.features
         self.peer_extension = peer.replicator
-        self.data.reader.switch_to_h100()
-        self.meta.reader.switch_to_h100()
+        self.data.reader.switch_to_h100(extensions=bool(peer.replicator))
+        self.meta.reader.switch_to_h100(extensions=bool(peer.replicator))
         if not self.settings.cram_hmac_alg:
             self._up()
             return
@@ -307,12 +352,16 @@ class Link:
         if command != Command.AUTH_RESPONSE:
             self.fail(Conn.ProtocolError, f"expected an authentication response, got {command:#x}")
             return
+        algorithm = self.settings.cram_hmac_alg
         try:
-            auth.verify(
-                self.settings.cram_hmac_alg, self.settings.shared_secret, self._challenge, payload
-            )
+            auth.verify(algorithm, self.settings.shared_secret, self._challenge, payload)
         except AuthError as error:
             self._refuse(str(error))
+            return
+        except WireError as error:
+            self._refuse(
+                f"{error}: cram-hmac-alg is {algorithm} here, it must be the same on the peer"
+            )
             return
         self._up()
 

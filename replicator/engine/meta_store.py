@@ -143,7 +143,11 @@ class BitmapWriter:
         def written(errno: int) -> None:
             self._runs -= 1
             self._in_flight.difference_update(pages)
-            self.pages_written += len(pages)
+            if errno:
+                # What is on the disk now is unknown: whoever relies on these pages tries again.
+                self.bitmap.dirty_pages.update(p for p in pages if p < self.bitmap.page_count)
+            else:
+                self.pages_written += len(pages)
             for waiting in batches:
                 for batch in waiting:
                     batch.errno = batch.errno or errno

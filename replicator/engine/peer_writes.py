@@ -18,6 +18,7 @@ What this file must not know: who decides roles and states.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from errno import EIO
 from functools import partial
 from typing import TYPE_CHECKING
@@ -28,6 +29,7 @@ from replicator.engine.activity_log import extents
 from replicator.engine.requests import Kind
 
 if TYPE_CHECKING:
+    from replicator.engine.activity_log import ActivityLog
     from replicator.engine.intervals import Hold
     from replicator.engine.link import Link
     from replicator.engine.ports import Disk as DiskPort
@@ -51,6 +53,7 @@ class PeerWrite:
         "kind",
         "nsectors",
         "sector",
+        "tracked",
         "volume",
     )
 
@@ -74,12 +77,15 @@ class PeerWrite:
         self.flags = flags
         self.epoch = epoch
         self.hold: Hold | None = None
-        self.al: tuple[int, int] | None = None
+        self.al: tuple[ActivityLog, int, int] | None = None
         self.disk: DiskPort | None = None
+        self.tracked = False
+        """The sender had no disk when this came: the range is marked here, however it ends."""
 
 
 class PeerEpoch:
-    """Writes up to one barrier of the sender. `disks`: those that took a write."""
+    """Writes up to one barrier of the sender. `disks`: of each volume the first that took a write;
+    if another has taken its place meanwhile, nobody can make that write stable any more."""
 
     __slots__ = ("active", "barrier", "count", "disks", "waiting")
 
@@ -87,7 +93,8 @@ class PeerEpoch:
         self.count = 0
         self.active = 0
         self.barrier: int | None = None
-        self.waiting: deque[PeerWrite] = deque()
+        self.waiting: deque[PeerWrite | Callable[[], None]] = deque()
+        """Writes that an earlier epoch keeps from starting, and what may only be done after them."""
         self.disks: dict[Volume, DiskPort] = {}
 
     @property
@@ -129,11 +136,18 @@ class PeerWrites:
         self._bytes += len(data)
         if self._bytes > self._bytes_max and self._reading:
             self._reading = False
-            self._link.data.channel.pause_reading()
+            self._link.buffers_full(True)
         if self._strict and len(self.epochs) > 1:
             epoch.waiting.append(write)
         else:
             self._start(write)
+
+    def when_started(self, action: Callable[[], None]) -> None:
+        """Run `action` once every write that has come so far is in line for its range."""
+        if self._strict and len(self.epochs) > 1:
+            self.epochs[-1].waiting.append(action)
+        else:
+            action()
 
     def barrier(self, number: int) -> None:
         """Closes the epoch of the writes before it."""
@@ -158,17 +172,22 @@ class PeerWrites:
         """Where the sender has no disk this copy is the only one: this node keeps the account."""
         volume = write.volume
         log = volume.activity_log
-        if log is None or volume.state.pdsk >= Disk.Inconsistent:
+        write.tracked = volume.state.pdsk < Disk.Inconsistent
+        if log is None or not write.tracked:
             self._submit(write)
             return
         first, last = extents(write.sector, write.nsectors)
-        if log.begin(first, last, partial(self._activated, write, first, last)):
-            write.al = (first, last)
+        if log.begin(first, last, partial(self._activated, write, log, first, last)):
+            write.al = (log, first, last)
             self._submit(write)
 
-    def _activated(self, write: PeerWrite, first: int, last: int, errno: int) -> None:
-        if not errno:
-            write.al = (first, last)
+    def _activated(
+        self, write: PeerWrite, log: ActivityLog, first: int, last: int, errno: int
+    ) -> None:
+        if errno:
+            write.volume.activity_log_failed(log, errno)
+        else:
+            write.al = (log, first, last)
         self._submit(write)
 
     def _submit(self, write: PeerWrite) -> None:
@@ -177,7 +196,7 @@ class PeerWrites:
             self._written(write, EIO)
             return
         write.disk = disk
-        write.epoch.disks[write.volume] = disk
+        write.epoch.disks.setdefault(write.volume, disk)
         if write.kind is Kind.WRITE:
             disk.write(write.sector << 9, write.data, partial(self._written, write))
         else:
@@ -195,15 +214,15 @@ class PeerWrites:
         write.hold = None
         if errno and write.disk is not None:
             volume.mark_out_of_sync(write.sector, write.nsectors)
-            volume.local_io_error("write for the peer", write.sector, errno)
+            volume.local_io_error("write for the peer", write.sector, errno, write.disk)
         elif not errno:
             volume.counters.written += write.nsectors
-            if volume.state.pdsk < Disk.Inconsistent:
+            if write.tracked or volume.state.pdsk < Disk.Inconsistent:
                 volume.mark_out_of_sync(write.sector, write.nsectors)
         if write.al is not None:
-            log = volume.activity_log_object
-            if log is not None:
-                log.end(*write.al)
+            log, first, last = write.al
+            write.al = None
+            log.end(first, last)
         if errno:
             self._acknowledge(write, Command.NEG_ACK)
         elif write.flags & DpFlags.SEND_WRITE_ACK:
@@ -232,7 +251,7 @@ class PeerWrites:
         self._bytes -= count
         if not self._reading and self._bytes <= self._bytes_max // 2 and not self._link.closed:
             self._reading = True
-            self._link.data.channel.resume_reading()
+            self._link.buffers_full(False)
 
     # --- epochs -------------------------------------------------------------------------------
 
@@ -246,9 +265,19 @@ class PeerWrites:
             if not epoch.finished:
                 break
             finished += 1
-            disks.update(epoch.disks)
-        if finished:
+            disks = {**epoch.disks, **disks}
+        if finished and not self._fail_if_lost(disks):
             self._flush(finished, disks)
+
+    def _fail_if_lost(self, disks: dict[Volume, DiskPort]) -> bool:
+        for volume, disk in disks.items():
+            if volume.data_disk is not disk:
+                self._link.fail(
+                    Conn.NetworkFailure,
+                    f"volume {volume.number} lost its disk before the peer's writes were stable",
+                )
+                return True
+        return False
 
     def _flush(self, finished: int, disks: dict[Volume, DiskPort]) -> None:
         self._flushing = True
@@ -256,7 +285,7 @@ class PeerWrites:
 
         def flushed(volume: Volume | None, errno: int) -> None:
             nonlocal left
-            if errno and volume is not None:
+            if errno and volume is not None and volume.data_disk is disks[volume]:
                 volume.local_io_error("flush for the peer", 0, errno)
             left -= 1
             if not left:
@@ -271,15 +300,8 @@ class PeerWrites:
         self._resource.soon(partial(flushed, None, 0))
 
     def _stable(self, finished: int, disks: dict[Volume, DiskPort]) -> None:
-        if self._link.closed:
+        if self._link.closed or self._fail_if_lost(disks):
             return
-        for volume, disk in disks.items():
-            if volume.data_disk is not disk:
-                self._link.fail(
-                    Conn.NetworkFailure,
-                    f"volume {volume.number} lost its disk before the peer's writes were stable",
-                )
-                return
         for _ in range(finished):
             epoch = self.epochs.popleft()
             assert epoch.barrier is not None
@@ -292,4 +314,8 @@ class PeerWrites:
     def _start_waiting(self) -> None:
         waiting = self.epochs[0].waiting
         while waiting:
-            self._start(waiting.popleft())
+            item = waiting.popleft()
+            if isinstance(item, PeerWrite):
+                self._start(item)
+            else:
+                item()

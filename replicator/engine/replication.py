@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 EPOCH_AGE_MAX = 0.5
 """Seconds after which an epoch with writes is closed without a flush, to bound the log."""
 EPOCH_BYTES_MAX = 64 << 20
+NOT_QUEUED = 1 << 63
+"""Stream position of what waits until a bitmap has been sent."""
 
 ACK_FLAGS = {"A": 0, "B": DpFlags.SEND_RECEIVE_ACK, "C": DpFlags.SEND_WRITE_ACK}
 
@@ -66,9 +68,18 @@ class RemoteRead:
 
 
 class _ReadPart:
-    __slots__ = ("index", "length", "read", "sector", "volume")
+    __slots__ = ("index", "length", "read", "sector", "since", "volume")
 
-    def __init__(self, volume: Volume, sector: int, length: int, read: RemoteRead, index: int):
+    def __init__(
+        self,
+        volume: Volume,
+        sector: int,
+        length: int,
+        read: RemoteRead,
+        index: int,
+        since: float,
+    ) -> None:
+        self.since = since
         self.volume = volume
         self.sector = sector
         self.length = length
@@ -104,8 +115,9 @@ class Replication:
             self._arm_epoch_timer()
         write.since = self._resource.clock.now()
         self.log.add(write, write.since)
-        resyncing = volume.state.pdsk is not Disk.UpToDate
-        flags = ACK_FLAGS["C" if resyncing else self._protocol]
+        # Where the local copy cannot be read the peer has to have it before it is read there.
+        both_good = volume.state.pdsk is volume.state.disk is Disk.UpToDate
+        flags = ACK_FLAGS[self._protocol if both_good else "C"]
         write.block_id = self._take_id()
         volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
         self._send_packet(link, write, flags)
@@ -113,7 +125,7 @@ class Replication:
         if flags:
             self.log.by_id[write.block_id] = write
         else:
-            write.stream_end = link.data.channel.queued
+            write.stream_end = NOT_QUEUED if link.holding else link.data.channel.queued
             self._unsent.append(write)
         if len(epoch.writes) >= self.log.max_epoch_size or self._epoch_bytes >= EPOCH_BYTES_MAX:
             self.close_epoch()
@@ -206,14 +218,28 @@ class Replication:
                 f"{volume.number}: no such write is outstanding"
             )
         if command == Command.NEG_ACK:
-            write.net = Part.FAILED
-            volume.mark_out_of_sync(write.sector, write.nsectors)
+            self._refused(write)
         else:
             write.net = Part.OK
+            volume.application.progress(write)
+
+    def _refused(self, write: Write) -> None:
+        """The peer could not write it. Its disk will not count as UpToDate any more, but that news
+        may come later: before this is completed the data here needs a name of its own."""
+        volume = write.volume
+        write.net = Part.FAILED
+        volume.mark_out_of_sync(write.sector, write.nsectors)
+        if volume.state.disk is volume.state.pdsk is Disk.UpToDate:
+            volume.new_generation()
         volume.application.progress(write)
 
     def negative_without_request(self, volume: Volume, ack: BlockAck) -> None:
-        """NEG_ACK for a write that asked for no acknowledgement (protocol A)."""
+        """NEG_ACK for a write that asked for no acknowledgement (protocol A) or had one (B)."""
+        for epoch in (*self.log.closed, self.log.current):
+            for write in epoch.writes:
+                if write.block_id == ack.block_id and write.volume is volume:
+                    self._refused(write)
+                    return
         volume.mark_out_of_sync(ack.sector, ack.blksize >> 9)
 
     def barrier_acknowledged(self, ack: BarrierAck) -> None:
@@ -222,10 +248,6 @@ class Replication:
         except LogMismatch as error:
             raise WireError(str(error)) from error
         for write in epoch.writes:
-            if self.log.by_id.pop(write.block_id, None) is not None:
-                raise WireError(
-                    f"barrier ack {ack.barrier} before the ack of sector {write.sector}"
-                )
             write.epoch = None
             if write.net is Part.PENDING:
                 write.net = Part.OK
@@ -236,6 +258,11 @@ class Replication:
     def sent(self, position: int) -> None:
         """Protocol A: what the system has taken is complete."""
         unsent = self._unsent
+        link = self.link
+        if unsent and unsent[-1].stream_end == NOT_QUEUED and link is not None and not link.holding:
+            # It has been queued since, so by now everything is.
+            for write in unsent:
+                write.stream_end = min(write.stream_end, link.data.channel.queued)
         while unsent and unsent[0].stream_end <= position:
             write = unsent.popleft()
             if write.net is Part.PENDING:
@@ -254,7 +281,8 @@ class Replication:
         read = RemoteRead(len(starts), done)
         for index, start in enumerate(starts):
             count = min(MAX_DATA, length - start)
-            part = _ReadPart(volume, (offset + start) >> 9, count, read, index)
+            now = self._resource.clock.now()
+            part = _ReadPart(volume, (offset + start) >> 9, count, read, index, now)
             number = self._take_id()
             self._reads[number] = part
             link.send_data(
@@ -322,4 +350,7 @@ class Replication:
         oldest = self.log.oldest_wait()
         if oldest is not None and self.log.closed and now - oldest > limit:
             return f"a write or barrier is unanswered for {now - oldest:.0f} s"
+        part = next(iter(self._reads.values()), None)
+        if part is not None and now - part.since > limit:
+            return f"a read is unanswered for {now - part.since:.0f} s"
         return ""

@@ -13,6 +13,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from replicator.engine.activity_log import ActivityLog
     from replicator.engine.intervals import Hold
     from replicator.engine.transfer_log import Epoch
     from replicator.engine.volume import Volume
@@ -51,6 +52,7 @@ class Write:
         "done",
         "epoch",
         "errno",
+        "held",
         "hold",
         "kind",
         "local",
@@ -82,12 +84,15 @@ class Write:
         self.errno = 0
         self.epoch: Epoch | None = None
         """The epoch whose barrier is still unacknowledged; None when not (any more) in the log."""
-        self.al: tuple[int, int] | None = None
+        self.al: tuple[ActivityLog, int, int] | None = None
+        """The log that names its extents, first and last of them: the disk may be exchanged."""
         self.hold: Hold | None = None
         self.block_id = 0
         self.stream_end = 0
         self.since = 0.0
         self.completed = False
+        self.held = False
+        """Its completion waits for a new generation."""
 
 
 class Countdown:

@@ -11,24 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import replicator
-from protocol import compat, digests
+from protocol import compat
 from protocol.errors import WireError
 from protocol.extensions import HELLO, MAX_REASON, REFUSAL, decode_extension, encode_extension
 from protocol.packets import (
-    BlockRequest,
     Command,
     ProtocolParams,
     Raw,
-    block_ack,
-    data_header,
     encode,
 )
-from protocol.states import Conn, Disk, Role
+from protocol.states import Conn, Role
 from replicator.engine import admin
 from replicator.engine.cluster import Cluster
 from replicator.engine.dispatch import dispatch
 from replicator.engine.establish import Establisher, Sockets
 from replicator.engine.link import Link
+from replicator.engine.peer_reads import PeerReads
 from replicator.engine.peer_writes import PeerWrites
 from replicator.engine.ports import Clock, Entropy, Handlers, Log, Network, Timer
 from replicator.engine.ports import Disk as DiskPort
@@ -41,6 +39,8 @@ from replicator.metadata.layout import Placement
 
 RECONNECT_PAUSE = 0.2
 """After losing a connection that worked; DRBD waits 1 s."""
+REFUSED_LINGER = 1.0
+"""How long the sockets stay open after refusing a peer that is not a replicator."""
 RECONNECT_PAUSE_FAILED = 1.0
 """After a connection that ended in the handshake."""
 
@@ -67,6 +67,7 @@ class Resource:
         self.replication = Replication(self)
         self.cluster = Cluster(self)
         self.peer_writes: PeerWrites | None = None
+        self.peer_reads: PeerReads | None = None
         self.link: Link | None = None
         """The pair of sockets, also while it is still being checked."""
         self.conn = Conn.StandAlone
@@ -194,7 +195,10 @@ class Resource:
             link.send_uninterrupted(
                 encode(0, Command.EXTENSION, Raw(encode_extension(REFUSAL, fields)))
             )
-        link.fail(Conn.Disconnecting, reason, stand_alone=True)
+        # A kernel cannot be told; from what we have reported it finds the same, if it is left the
+        # time to read it, and stands alone as well instead of dialling for ever.
+        linger = 0.0 if link.peer_extension else REFUSED_LINGER
+        link.fail(Conn.Disconnecting, reason, stand_alone=True, linger=linger)
 
     def demote_for_split_brain(self) -> None:
         """call-pri-lost-after-sb: nobody holds the devices open, so the Primary can step back."""
@@ -206,6 +210,7 @@ class Resource:
         """Exchange parameters: everything about us goes out without waiting for the peer."""
         self.replication.link = link
         self.peer_writes = PeerWrites(self, link)
+        self.peer_reads = PeerReads(self, link)
         self.peer_discards = False
         self._heard_protocol = False
         link.send_data(encode(0, Command.PROTOCOL, self._protocol_params()))
@@ -267,6 +272,12 @@ class Resource:
             )
 
     def packet(self, link: Link, command: int, volume: int, payload: bytes) -> None:
+        if not self._heard_protocol and command == Command.AUTH_CHALLENGE:
+            self.refuse_peer(
+                "the peer wants authentication, but cram-hmac-alg and shared-secret are not "
+                "configured here"
+            )
+            return
         if not self._heard_protocol and command != Command.PROTOCOL:
             raise WireError(f"expected PROTOCOL as first packet, found {command:#06x}")
         dispatch(self, link, command, volume, payload)
@@ -274,6 +285,8 @@ class Resource:
     def link_sent(self, link: Link, position: int) -> None:
         if link is self.replication.link:
             self.replication.sent(position)
+            for volume in self.volumes.values():
+                volume.resync_source.answer_more()
 
     def link_lost(self, link: Link, state: Conn, reason: str, stand_alone: bool) -> None:
         """States first (a new generation may have to be on its way), then the transfer log."""
@@ -294,10 +307,12 @@ class Resource:
             volume.change(conn=state)
         self.replication.connection_lost()
         self.peer_writes = None
+        self.peer_reads = None
         self.cluster.connection_lost()
         for volume in self.volumes.values():
             volume.connection_lost()
-        if stand_alone or self.conn is Conn.Disconnecting:
+        # StandAlone: a disconnect that waited for the peer's answer has been carried out just now.
+        if stand_alone or self.conn in (Conn.Disconnecting, Conn.StandAlone):
             self.stand_alone()
         else:
             self.search(RECONNECT_PAUSE if worked else RECONNECT_PAUSE_FAILED)
@@ -331,7 +346,7 @@ class Resource:
             if not net.ko_count:
                 return
             self._patience = self._patience - 1 if stuck else net.ko_count
-            overdue = self.replication.overdue(self.clock.now(), net.timeout * net.ko_count)
+            overdue = self._overdue(net.timeout * net.ko_count)
             if self._patience <= 0:
                 overdue = f"the peer has taken no data for {net.timeout * net.ko_count:g} s"
             if overdue:
@@ -341,52 +356,13 @@ class Resource:
 
         self._watch = self.clock.call_later(net.timeout, look)
 
-    # --- reads for a peer without usable disk -------------------------------------------------
-
-    def serve_read(self, volume: Volume, request: BlockRequest) -> None:
-        """DATA_REQUEST: answer with data, or say no."""
-        link = self.replication.link
-        assert link is not None
-
-        def refuse() -> None:
-            volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
-            link.send_meta(
-                block_ack(
-                    volume.number,
-                    Command.NEG_DREPLY,
-                    request.sector,
-                    request.block_id,
-                    request.blksize,
-                    volume.sequence,
-                )
-            )
-
-        def loaded(errno: int, data: bytes) -> None:
-            if link.closed:
-                return
-            if errno:
-                volume.local_io_error("read for the peer", request.sector, errno)
-                refuse()
-                return
-            volume.counters.read += request.blksize >> 9
-            volume.counters.sent += request.blksize >> 9
-            algorithm = self.settings.net.data_integrity_alg
-            digest = digests.digest(algorithm, data) if algorithm else b""
-            link.send_data(
-                data_header(
-                    volume.number,
-                    Command.DATA_REPLY,
-                    request.sector,
-                    request.block_id,
-                    0,
-                    0,
-                    digest,
-                    len(data),
-                )
-            )
-            link.send_data(data)
-
-        if volume.data_disk is None or volume.state.disk is not Disk.UpToDate:
-            refuse()
-        else:
-            volume.data_disk.read(request.sector << 9, request.blksize, loaded)
+    def _overdue(self, limit: float) -> str:
+        """What has gone unanswered for longer than `limit` seconds; "" if nothing has."""
+        now = self.clock.now()
+        silent = not any(v.exchange.decided for v in self.volumes.values())
+        if silent and self.conn is Conn.WFReportParams and now - self.conn_since > limit:
+            return f"the peer has not reported its parameters for {limit:g} s"
+        overdue = self.replication.overdue(now, limit) or self.cluster.overdue(now, limit)
+        for volume in self.volumes.values():
+            overdue = overdue or volume.resync.overdue(now, limit)
+        return overdue

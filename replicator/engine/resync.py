@@ -61,6 +61,9 @@ class _Block:
 
     sector: int
     nsectors: int
+    since: float
+    run: int
+    """Number of the run that asked: its data is of no use to a later one."""
     hold: Hold | None = None
 
 
@@ -74,6 +77,7 @@ class Resync:
         self.total = 0
         """Bits that were marked when the run began."""
         self._started = 0.0
+        self._run = 0
         self._paused_since: float | None = None
         self._paused = 0.0
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)
@@ -101,6 +105,13 @@ class Resync:
     def outstanding(self) -> int:
         """Requests that the source has not answered: part of the `pe` counter."""
         return len(self._requested)
+
+    def overdue(self, now: float, limit: float) -> str:
+        """A request that the source has not answered for longer than `limit` seconds, or ""."""
+        block = next(iter(self._requested.values()), None)
+        if block is None or now - block.since <= limit:
+            return ""
+        return f"a resync request is unanswered for {now - block.since:.0f} s"
 
     @property
     def unacknowledged(self) -> int:
@@ -147,7 +158,8 @@ class Resync:
         self._requested.clear()
         self._unflushed.clear()
         self._in_flight = self._unflushed_bytes = self._writing = 0
-        self._ready = self._finishing = False
+        self._ready = self._finishing = self._flushing = False
+        self._run += 1
         store = self._volume.store
         if store is not None and self._volume.state.disk > Disk.Failed:
             store.bitmaps.write_dirty()
@@ -204,18 +216,22 @@ class Resync:
         self.begin()
         self._cursor = 0
         self._pass_weight = -1
-        data = volume.store.data
+        data, run = volume.store.data, self._run
 
         def stable(errno: int) -> None:
             link.resume_data()
-            if not errno and self._link is link:
+            if not errno and run == self._run:
                 data.flush(flushed)
 
-        def flushed(_errno: int) -> None:
+        def flushed(errno: int) -> None:
             # What was written before is stable: blocks found equal need no further flush.
-            if self._link is link and volume.state.conn in TARGET:
-                self._ready = True
-                self._request_more()
+            if run != self._run or volume.state.conn not in TARGET:
+                return
+            if errno:
+                volume.local_io_error("flush before resync", 0, errno, data)
+                return
+            self._ready = True
+            self._request_more()
 
         volume.write_superblock(stable)
 
@@ -261,7 +277,7 @@ class Resync:
         self._cursor = first + count
         sector = first * SECTORS_PER_BIT
         nsectors = min(count * SECTORS_PER_BIT, volume.size_sectors - sector)
-        block = _Block(sector, nsectors)
+        block = _Block(sector, nsectors, volume.resource.clock.now(), self._run)
         self._requested[sector] = block
         self._in_flight += nsectors << 9
         self._budget -= nsectors << 9
@@ -321,20 +337,21 @@ class Resync:
     def _write(self, block: _Block, data: bytes) -> None:
         volume = self._volume
         disk = volume.data_disk
-        if disk is None:
+        if disk is None or block.run != self._run:
             self._release(block)
             return
-        generation = self._started
 
         def written(errno: int) -> None:
             self._release(block)
-            if self._started != generation or volume.state.conn not in TARGET:
+            if block.run != self._run or volume.state.conn not in TARGET:
                 return
             self._writing -= 1
             self._in_flight -= block.nsectors << 9
             if errno:
                 self._acknowledge(Command.NEG_ACK, block)
-                volume.local_io_error("resync write", block.sector, errno)
+                self.failed += -(-block.nsectors // SECTORS_PER_BIT)
+                volume.local_io_error("resync write", block.sector, errno, disk)
+                self._request_more()
                 return
             volume.counters.written += block.nsectors
             self._unflushed.append(block)
@@ -357,15 +374,14 @@ class Resync:
             return
         blocks, self._unflushed = self._unflushed, []
         self._flushing = True
-        generation = self._started
+        run = self._run
 
         def flushed(errno: int) -> None:
-            self._flushing = False
-            if self._started != generation or volume.state.conn not in TARGET:
-                self._flush()
+            if run != self._run or volume.state.conn not in TARGET:
                 return
+            self._flushing = False
             if errno:
-                volume.local_io_error("flush of resync data", 0, errno)
+                volume.local_io_error("flush of resync data", 0, errno, disk)
                 return
             for block in blocks:
                 self._unflushed_bytes -= block.nsectors << 9
@@ -417,6 +433,7 @@ class Resync:
         if block is not None:
             self._in_flight -= block.nsectors << 9
             self._cursor = min(self._cursor, block.sector // SECTORS_PER_BIT)
+            self._volume.resource.clock.call_later(TICK, self._request_more)
 
     def _at_end(self) -> None:
         """Nothing marked behind the cursor: finish when all answers are in, or go round again."""
@@ -441,17 +458,32 @@ class Resync:
         if volume.state.conn not in TARGET or volume.store is None:
             return
         if volume.store.bitmap.weight > self.failed:
-            self._finishing = False
-            self._request_more()
+            self._another_pass()
             return
-        volume.store.bitmaps.write_dirty(self._finish)
+        run = self._run
+
+        def written(errno: int) -> None:
+            if run == self._run:
+                self._finish(errno)
+
+        volume.store.bitmaps.write_dirty(written)
+
+    def _another_pass(self) -> None:
+        """More has been marked meanwhile. What failed is tried once more with it."""
+        self._finishing = False
+        self._cursor = self.failed = 0
+        self._pass_weight = -1
+        self._request_more()
 
     def _finish(self, errno: int) -> None:
         volume, link = self._volume, self._link
         store, peer = volume.store, volume.exchange.peer_uuids
-        if errno:
-            volume.local_io_error("bitmap write", 0, errno)
+        if errno and store is not None:
+            volume.local_io_error("bitmap write", 0, errno, store.data)
         if volume.state.conn not in TARGET or store is None or peer is None or link is None:
+            return
+        if store.bitmap.weight > self.failed:
+            self._another_pass()
             return
         complete = store.bitmap.weight == 0
         seconds = volume.resource.clock.now() - self._started - self._paused

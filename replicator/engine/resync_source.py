@@ -8,6 +8,9 @@ What this file must not know: how the target chooses what to ask for.
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from protocol import digests
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
 
 REQUESTS_MAX = 4096
 """More requests than that at once is no peer that keeps to the protocol."""
+READING_MAX = 32 << 20
+UNSENT_MAX = 32 << 20
+"""Bytes read at once for the peer, and bytes queued on the data socket above which no more is read."""
 
 
 class ResyncSource:
@@ -38,6 +44,10 @@ class ResyncSource:
         self.answering = 0
         """Requests of the peer that are being read here: part of the `ua` counter."""
         self._finishing = False
+        self._asked_by: Link | None = None
+        """The connection that the queue and the counts belong to."""
+        self._queue: deque[BlockRequest] = deque()
+        self._reading = 0
 
     @property
     def _link(self) -> Link | None:
@@ -89,30 +99,60 @@ class ResyncSource:
         if volume.data_disk is None or volume.state.disk < Disk.UpToDate:
             self._refuse(link, request)
             return
+        if link is not self._asked_by:
+            self._asked_by = link
+            self._queue.clear()
+            self.answering = self._reading = 0
         if self.answering >= REQUESTS_MAX:
             raise WireError(f"more than {REQUESTS_MAX} resync requests at once")
         self.answering += 1
         volume.peer_may_have_current = False
+        self._queue.append(request)
+        self.answer_more()
+
+    def answer_more(self) -> None:
+        """Read for as many of the requests as memory and the link's queue allow."""
+        link = self._asked_by
+        while self._queue and link is not None and not link.closed:
+            if self._reading >= READING_MAX or link.data.channel.unsent >= UNSENT_MAX:
+                return
+            request = self._queue.popleft()
+            self._reading += request.blksize
+            # The data must not be older than a write of the peer that came before the request.
+            self._after_peer_writes(partial(self._read, link, request))
+
+    def _after_peer_writes(self, action: Callable[[], None]) -> None:
+        writes = self._volume.resource.peer_writes
+        if writes is not None:
+            writes.when_started(action)
+
+    def _read(self, link: Link, request: BlockRequest) -> None:
+        volume, disk = self._volume, self._volume.data_disk
+        nsectors = request.blksize >> 9
         holds: list[Hold] = []
 
-        def read() -> None:
-            disk = volume.data_disk
-            if disk is None:
+        def ended() -> None:
+            volume.locks.release(holds[0])
+            if link is self._asked_by:
                 self.answering -= 1
-                volume.locks.release(holds[0])
+                self._reading -= request.blksize
+                self.answer_more()
+
+        def read() -> None:
+            if disk is None or volume.data_disk is not disk:
+                ended()
                 return
             disk.read(request.sector << 9, request.blksize, loaded)
 
         def loaded(errno: int, data: bytes) -> None:
-            self.answering -= 1
             if self._link is link and not link.closed:
                 if errno:
                     self._refuse(link, request)
                     volume.resync.failed += -(-nsectors // SECTORS_PER_BIT)
-                    volume.local_io_error("resync read", request.sector, errno)
+                    volume.local_io_error("resync read", request.sector, errno, disk)
                 else:
                     self._answer(link, request, data)
-            volume.locks.release(holds[0])
+            ended()
 
         hold = volume.locks.acquire(request.sector, request.sector + nsectors, read)
         holds.append(hold)
@@ -187,6 +227,14 @@ class ResyncSource:
         bitmap = self._volume.bitmap
         if bitmap is not None and bitmap.weight <= self._volume.resync.failed:
             self._volume.peer_may_have_current = True
+
+    def target_gave_up(self) -> None:
+        """The target has ended the resync although some blocks could not be copied: they stay
+        marked, and its disk Inconsistent, until the next handshake."""
+        volume = self._volume
+        bits = volume.bitmap.weight if volume.bitmap is not None else 0
+        volume.log("error", f"the peer ended the resync; {bits * 4} KiB are still marked")
+        volume.change(conn=Conn.Connected, pdsk=Disk.Inconsistent)
 
     def target_is_done(self) -> bool:
         """The target reports the end. True: it is taken care of; its acknowledgements are all in."""

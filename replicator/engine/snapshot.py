@@ -69,6 +69,8 @@ class VolumeSnapshot:
     open_count: int = 0
     waiting_for: str = ""
     """Why something waits right now, for people; "" when nothing does."""
+    disk_error: str = ""
+    """The error of the disk since it was attached, and what was done about it; "" if there was none."""
 
 
 @dataclass(slots=True)

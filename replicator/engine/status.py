@@ -31,6 +31,7 @@ def snapshot(resource: Resource) -> ResourceSnapshot:
     trouble = resource.establisher.last_error
     if resource.conn is Conn.WFConnection and trouble:
         waiting += f" ({trouble})"
+    errors = [resource.establisher.listen_error, resource.last_error]
     return ResourceSnapshot(
         name=resource.settings.name,
         node=resource.settings.node,
@@ -42,7 +43,7 @@ def snapshot(resource: Resource) -> ResourceSnapshot:
         agreed_version=link.version if link is not None else 0,
         since=resource.clock.now() - resource.conn_since,
         waiting_for=waiting,
-        last_error=resource.last_error,
+        last_error="; ".join(error for error in errors if error),
         frontend=resource.settings.frontend,
     )
 
@@ -95,6 +96,7 @@ def _volume(resource: Resource, volume: Volume) -> VolumeSnapshot:
         gi_flags=_gi_flags(volume),
         progress=resync.progress(),
         open_count=volume.users,
+        disk_error=volume.disk_error,
         waiting_for=_waiting(volume),
     )
 

@@ -94,7 +94,7 @@ def _build(
     if superblock.needs_apply_al:
         raise MetadataError(
             f"{name}: the metadata is unclean: its activity log has not been applied",
-            hint="replicator apply-al, then attach again (up does both)",
+            hint="replicator apply-al RESOURCE/VOLUME, then attach again (up does both)",
         )
     capacity = geometry.max_data_sectors
     if placement.external:

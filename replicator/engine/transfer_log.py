@@ -85,7 +85,7 @@ class TransferLog:
         return True
 
     def acknowledged(self, number: int, count: int) -> Epoch:
-        """The oldest epoch is stable at the peer. Raises LogMismatch."""
+        """The oldest epoch is stable at the peer. Raises LogMismatch, and leaves the log as it was."""
         if not self.closed:
             raise LogMismatch(f"barrier ack {number} but no barrier is outstanding")
         epoch = self.closed[0]
@@ -94,6 +94,9 @@ class TransferLog:
                 f"barrier ack for epoch {number} with {count} writes, "
                 f"expected epoch {epoch.number} with {len(epoch.writes)}"
             )
+        early = next((w for w in epoch.writes if w.block_id in self.by_id), None)
+        if early is not None:
+            raise LogMismatch(f"barrier ack {number} before the ack of sector {early.sector}")
         return self.closed.popleft()
 
     def oldest_wait(self) -> float | None:

@@ -21,6 +21,7 @@ from protocol.states import Conn, Disk, Role, StateWord
 from replicator.engine import store as stores
 from replicator.engine.activity_log import ActivityLog, pages_of_extents
 from replicator.engine.application import Application
+from replicator.engine.attachment import Attachment
 from replicator.engine.exchange import Exchange
 from replicator.engine.intervals import IntervalLocks
 from replicator.engine.ports import Disk as DiskPort
@@ -32,13 +33,10 @@ from replicator.engine.states import adjust, contact_lost
 from replicator.engine.store import Store
 from replicator.engine.words import errno_text
 from replicator.errors import (
-    MetadataError,
-    NoDiskError,
     NoUsableDataError,
     ReplicatorError,
     StateRefused,
 )
-from replicator.metadata.activity_log import max_extents
 from replicator.metadata.bitmap import Bitmap
 from replicator.metadata.layout import Placement, bitmap_bits
 from replicator.metadata.superblock import Flags
@@ -51,6 +49,10 @@ AdminDone = Callable[[ReplicatorError | None], None]
 
 USABLE = (Disk.Inconsistent, Disk.Outdated, Disk.Consistent, Disk.UpToDate)
 """Disk states in which the local disk takes I/O."""
+PASSED_ON = frozenset(
+    ("read", "write", "read for the peer", "write for the peer", "resync read", "resync write")
+)
+"""Errors of single blocks, which on-io-error pass_on hands on; all others cost the disk."""
 STATE_FLAGS = (
     Flags.CONSISTENT
     | Flags.PRIMARY_IND
@@ -70,6 +72,9 @@ class Counters:
     received: int = 0
     written: int = 0
     read: int = 0
+
+    def reset(self) -> None:
+        self.sent = self.received = self.written = self.read = 0
 
 
 class Volume:
@@ -97,16 +102,19 @@ class Volume:
         and then has this very generation."""
         self.negotiated_disk = Disk.Diskless
         """What a Negotiating disk becomes when the handshake lets it."""
-        self.generation_pending = False
+        self._generations_pending = 0
+        """Superblock writes with a new generation that have not ended yet."""
         self._after_generation: list[Callable[[], None]] = []
         self.users = 0
         self.writers = 0
         self.outdate_after_disconnect = False
+        self.disk_error = ""
         self._last_flags = Flags(0)
         self.application: Application = Application(self)
         self.exchange: Exchange = Exchange(self)
         self.resync: Resync = Resync(self)
         self.resync_source: ResyncSource = ResyncSource(self)
+        self.attachment = Attachment(self)
         self.released: Callable[[Store], None] | None = None
         """Told when a detached store is no longer used, so that its files can be closed."""
 
@@ -178,7 +186,7 @@ class Volume:
         """What a Negotiating disk becomes when the connection goes: only the data in use counts."""
         if old.disk is not Disk.Negotiating or self.store is None:
             return None
-        exposed = self.exposed_uuid
+        exposed = self.exposed_uuid if old.role is Role.Primary else 0
         if exposed and (exposed ^ self.store.uuids.current) >> 1:
             return None
         return old._replace(disk=self.negotiated_disk, pdsk=Disk.DUnknown)
@@ -246,6 +254,9 @@ class Volume:
             tracking = self.store is not None and self.store.uuids.bitmap != 0
             if new.disk is Disk.UpToDate and not tracking and not self.generation_pending:
                 self.new_generation()
+            # That Primary's applications use this very generation. Should this node be promoted
+            # without it, the data needs another name, or the Primary would take it for its own.
+            self.peer_may_have_current = True
         if new.disk is Disk.UpToDate and new.pdsk is Disk.UpToDate and self.crashed_primary:
             self.crashed_primary = False
 
@@ -289,20 +300,26 @@ class Volume:
 
     def write_superblock(self, then: Callable[[int], None] | None = None) -> None:
         """Make UUIDs, size and flags durable; a failure costs the disk."""
-        if self.store is None:
+        store = self.store
+        if store is None:
             if then is not None:
                 self.resource.soon(lambda: then(0))
             return
 
         def written(errno: int) -> None:
             if errno:
-                self.local_io_error("superblock write", 0, errno)
+                self.local_io_error("superblock write", 0, errno, store.data)
             if then is not None:
                 then(errno)
 
-        self.store.superblocks.write(written)
+        store.superblocks.write(written)
 
     # --- generations --------------------------------------------------------------------------
+
+    @property
+    def generation_pending(self) -> bool:
+        """A new generation is on its way to the disk."""
+        return self._generations_pending > 0
 
     def new_generation(
         self, then: Callable[[int], None] | None = None, *, forced: bool = False
@@ -324,15 +341,16 @@ class Volume:
             return
         self.peer_may_have_current = False
         self.exposed_uuid = uuids.current
-        self.generation_pending = True
+        self._generations_pending += 1
         self.log("info", f"new current UUID: {uuids}")
 
         def stable(errno: int) -> None:
-            self.generation_pending = False
-            self.application.generation_stable()
-            waiting, self._after_generation = self._after_generation, []
-            for action in waiting:
-                action()
+            self._generations_pending -= 1
+            if not self.generation_pending:
+                self.application.generation_stable()
+                waiting, self._after_generation = self._after_generation, []
+                for action in waiting:
+                    action()
             if not errno and self.state.conn >= Conn.Connected:
                 self.exchange.send_uuids()
             if then is not None:
@@ -367,7 +385,7 @@ class Volume:
         assert self.store is not None
         stores.write_full_bitmap(self.store, then)
 
-    def _before_evict(self, extents: list[int], then: Callable[[int], None]) -> None:
+    def before_evict(self, extents: list[int], then: Callable[[int], None]) -> None:
         """Bits of extents that leave the log, and with external metadata the data they vouch for."""
         store = self.store
         if store is None:
@@ -385,13 +403,14 @@ class Volume:
 
     # --- size ---------------------------------------------------------------------------------
 
-    def set_size(self, sectors: int) -> None:
-        """Take an agreed size; new bits of a bitmap that grows are set."""
+    def set_size(self, sectors: int, *, same: bool = False) -> None:
+        """Take an agreed size; new bits of a bitmap that grows are set, unless both nodes are said
+        to hold the same there."""
         if sectors == self.size_sectors:
             return
         self.size_sectors = sectors
         if self.store is not None:
-            self.store.bitmap.resize(bitmap_bits(sectors), set_new=True)
+            self.store.bitmap.resize(bitmap_bits(sectors), set_new=not same)
         self.log("info", f"size = {sectors >> 1} KB ({sectors} sectors)")
         self.resource.changed()
 
@@ -400,119 +419,28 @@ class Volume:
         """Sectors that the local disk could hold; 0 without one."""
         return self.store.capacity_sectors if self.store is not None else 0
 
-    # --- attach and detach --------------------------------------------------------------------
+    # --- attach and detach (see attachment) ---------------------------------------------------
 
     def attach(self, data: DiskPort, meta: DiskPort, placement: Placement, done: AdminDone) -> None:
         """Read the metadata and take the disk into use; done(None or the error)."""
-        if self.state.disk is not Disk.Diskless:
-            error = StateRefused(f"{self.name}: a disk is attached already", code=-10)
-            self.resource.soon(lambda: done(error))
-            return
-        self.change(disk=Disk.Attaching)
+        self.attachment.attach(data, meta, placement, done)
 
-        def read(store: Store | None, error: ReplicatorError | None) -> None:
-            if store is not None:
-                error = self._refuse_store(store)
-            if error is not None or store is None:
-                self.change(disk=Disk.Diskless)
-                done(error)
-                return
-            self._take_store(store, done)
-
-        stores.attach(self.name, data, meta, placement, self.refresh_superblock, read)
-
-    def _refuse_store(self, store: Store) -> ReplicatorError | None:
-        """Guards against the wrong data under a running Primary, and impossible settings."""
-        current = store.uuids.current
-        if self.state.role is Role.Primary and self.exposed_uuid:
-            same = (current ^ self.exposed_uuid) >> 1 == 0
-            if self.state.conn < Conn.Connected and not same:
-                return NoUsableDataError(
-                    f"{self.name}: can only attach to the data that is in use (generation "
-                    f"{self.exposed_uuid:016X}), this disk has {current:016X}",
-                    hint="connect to the peer first, then attach",
-                )
-        slots = self.settings.disk.al_extents
-        if slots > max_extents(store.geometry.al_blocks):
-            return MetadataError(
-                f"{self.name}: al-extents: {slots} do not fit, this metadata holds at most "
-                f"{max_extents(store.geometry.al_blocks)}",
-                hint="lower al-extents in the configuration",
-            )
-        wanted = self.settings.disk.size >> 9
-        if wanted > store.capacity_sectors:
-            return NoDiskError(
-                f"{self.name}: size: {wanted} sectors are configured, the disk has "
-                f"{store.capacity_sectors}"
-            )
-        return None
-
-    def _take_store(self, store: Store, done: AdminDone) -> None:
-        flags = store.superblock.flags
-        self.store = store
-        self.peer_may_have_current = True
-        self.counters = Counters()
-        if flags & (Flags.CRASHED_PRIMARY | Flags.PRIMARY_IND):
-            self.crashed_primary = self.state.role is not Role.Primary
-        store.uuids.mark_role(self.state.role is Role.Primary)
-        agreed = store.superblock.la_size_sect
-        everything = bool(flags & Flags.FULL_SYNC)
-        if not agreed:
-            everything = True
-            wanted = self.settings.disk.size >> 9
-            self.set_size(self.size_sectors or wanted or store.capacity_sectors)
-        elif self.size_sectors != agreed:
-            self.set_size(agreed)
-        store.bitmap.resize(bitmap_bits(self.size_sectors), set_new=True)
-        if self.crashed_primary and flags & Flags.AL_DISABLED:
-            everything = True
-        if self.settings.disk.al_updates:
-            store.superblock.flags &= ~Flags.AL_DISABLED
-        else:
-            store.superblock.flags |= Flags.AL_DISABLED
-        slots = self.settings.disk.al_extents
-        store.superblock.al_nr_extents = slots
-        self.activity_log_object = ActivityLog(
-            store.meta, store.geometry, slots, self._before_evict, self._log_is_starving
-        )
-
-        def stable(errno: int) -> None:
-            if errno:
-                self.store = None
-                self.activity_log_object = None
-                self.change(disk=Disk.Diskless)
-                done(NoDiskError(f"{self.name}: cannot write metadata: {errno_text(errno)}"))
-            else:
-                self._attached(flags, done)
-
-        if everything:
-            stores.write_full_bitmap(store, stable)
-        else:
-            store.superblocks.write(stable)
-
-    def _attached(self, flags: Flags, done: AdminDone) -> None:
-        """The metadata is marked unclean: the disk may be used, in the state that its flags tell."""
-        disk = disk_state_of(flags, self.settings.disk.fencing)
-        if self.state.conn >= Conn.Connected:
-            self.negotiated_disk = disk
-            self.change(disk=Disk.Negotiating)
-            self.exchange.announce_disk()
-        elif flags & Flags.PEER_OUT_DATED and self.state.pdsk is Disk.DUnknown:
-            self.change(disk=disk, pdsk=Disk.Outdated)
-        else:
-            self.change(disk=disk)
-        done(None)
+    def drop_disk(self, done: Callable[[], None] | None = None) -> None:
+        """Failed, then Diskless; what can still be saved of the bitmap is written."""
+        self.attachment.drop(done)
 
     # --- the connection -----------------------------------------------------------------------
 
     def start_full_sync(self, conn: Conn) -> None:
         """StartingSyncS or StartingSyncT, agreed with the peer: all bits, then the resync itself."""
-        link = self.resource.replication.link
+        link, store = self.resource.replication.link, self.store
         self.change(conn=conn)
+        if self.state.conn is not conn or store is None:
+            return  # a disk has been lost since the two nodes agreed
 
         def marked(errno: int) -> None:
             if errno:
-                self.local_io_error("bitmap write", 0, errno)
+                self.local_io_error("bitmap write", 0, errno, store.data)
             elif self.state.conn is conn and self.resource.replication.link is link:
                 if conn is Conn.StartingSyncS:
                     self.resync_source.start()
@@ -537,17 +465,29 @@ class Volume:
             if self.state.role is Role.Secondary and self.state.disk > Disk.Outdated:
                 self.change(disk=Disk.Outdated)
 
-    def _log_is_starving(self) -> None:
+    def log_is_starving(self) -> None:
         """All slots belong to writes that the peer has not made stable: ask it to."""
         self.resource.replication.close_epoch()
 
-    def local_io_error(self, what: str, sector: int, errno: int) -> None:
-        """The local disk failed: act as on-io-error says."""
+    def activity_log_failed(self, log: ActivityLog, errno: int) -> None:
+        """A transaction cannot be written. Without it a write here would leave no mark."""
+        if self.activity_log_object is log:
+            self.local_io_error("activity log write", 0, errno)
+
+    def local_io_error(
+        self, what: str, sector: int, errno: int, disk: DiskPort | None = None
+    ) -> None:
+        """The local disk failed: act as on-io-error says.
+
+        disk: the one that was used; if another has taken its place meanwhile, nothing happens."""
         if self.state.disk <= Disk.Failed:
             return
+        if disk is not None and (self.store is None or self.store.data is not disk):
+            return
         policy = self.settings.disk.on_io_error
-        self.log("error", f"local {what} at sector {sector}: {errno_text(errno)}; {policy}")
-        if policy == "pass_on" and what in ("read", "write", "write for the peer"):
+        self.disk_error = f"local {what} at sector {sector}: {errno_text(errno)}; {policy}"
+        self.log("error", self.disk_error)
+        if policy == "pass_on" and what in PASSED_ON:
             if self.state.disk > Disk.Inconsistent:
                 self.change(disk=Disk.Inconsistent)
                 self.exchange.send_state()
@@ -555,39 +495,3 @@ class Volume:
         if policy == "call-local-io-error":
             self.resource.handlers.call("local-io-error", self.number, None)
         self.drop_disk()
-
-    def drop_disk(self, done: Callable[[], None] | None = None) -> None:
-        """Failed, then Diskless; what can still be saved of the bitmap is written."""
-        store = self.store
-        log = self.activity_log_object
-        self.change(disk=Disk.Failed)
-        self.exchange.send_state()
-        if log is not None:
-            self.activity_log_object = None
-            log.fail(EIO)
-
-        def saved(_errno: int) -> None:
-            if self.store is store:
-                self.store = None
-                self.change(disk=Disk.Diskless)
-                self.exchange.send_state()
-            if store is not None and self.released is not None:
-                self.released(store)
-            if done is not None:
-                done()
-
-        if store is None:
-            self.resource.soon(lambda: saved(0))
-        else:
-            store.bitmaps.write_dirty(lambda _errno: store.superblocks.write(saved))
-
-
-def disk_state_of(flags: Flags, fencing: str) -> Disk:
-    """The state of a disk as its superblock flags tell it at attach (metadata: flags)."""
-    if not flags & Flags.CONSISTENT:
-        return Disk.Inconsistent
-    if not flags & Flags.WAS_UP_TO_DATE:
-        return Disk.Outdated
-    if flags & Flags.PEER_OUT_DATED or fencing == "dont-care":
-        return Disk.UpToDate
-    return Disk.Consistent

@@ -93,6 +93,7 @@ WEIGHTS = {
     "burst": 40,
     "flush": 12,
     "pause": 6,
+    "into_resync": 6,
     "kill": 4,
     "power_loss": 4,
     "start": 7,
@@ -137,6 +138,8 @@ class History:
             disk=DiskSettings(al_extents=rng.choice((2, 3, 67)), c_max_rate=0),
             epoch_per_completion=rng.random() < 0.2,
         )
+        self.pair.disk_delay = rng.choice((0.0001, 0.0005, 0.004))
+        self.pair.network.base_latency = rng.choice((0.0001, 0.0004, 0.003))
         self.account = Account()
         self.current: set[str] = set()
         """Nodes that have everything that was promised."""
@@ -240,6 +243,18 @@ class History:
 
     def _pause(self) -> None:
         self.pair.run(self.rng.choice((0.01, 0.3, 2.0, 12.0)))
+
+    def _into_resync(self) -> None:
+        """Go on until some node is in a resync or its handshake, and a few events into it."""
+        clock = self.pair.clock
+        end = clock.time + 3.0
+        while clock.time < end and not any(
+            n.resource is not None and n.volume().state.conn > Conn.Connected for n in self.nodes
+        ):
+            if not clock.step():
+                break
+        for _ in range(self.rng.choice((0, 5, 20, 60, 120))):
+            clock.step()
 
     def _some_running(self) -> Node | None:
         running = [n for n in self.nodes if n.resource is not None]

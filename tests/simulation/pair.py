@@ -66,7 +66,7 @@ class Node:
         self.disks = []
         for number, medium in enumerate(self.media):
             apply_al(medium)
-            disk = world.Disk(medium, self.clock, rng)
+            disk = world.Disk(medium, self.clock, rng, pair.disk_delay)
             self.disks.append(disk)
             self.do(lambda done, n=number, d=disk: self.r.attach(n, d, d, INTERNAL, done))
         if connect:
@@ -98,6 +98,17 @@ class Node:
         self.pair.clock.run_until(lambda: bool(results), limit)
         if results[0] is not None:
             raise results[0]
+
+    def attach(
+        self, number: int, done: Callable[[ReplicatorError | None], None], delay: float = 0.0005
+    ) -> world.Disk:
+        """Take the medium into use (again), as `attach` does: apply-al first."""
+        if self.volume(number).state.disk is Disk.Diskless:
+            apply_al(self.media[number])
+        disk = world.Disk(self.media[number], self.clock, self.pair.rng, delay)
+        self.disks[number] = disk
+        self.r.attach(number, disk, disk, INTERNAL, done)
+        return disk
 
     def kill(self) -> None:
         """SIGKILL: the process is gone, what it had written stays."""
@@ -190,6 +201,7 @@ class Pair:
         self.clock = world.Clock()
         self.network = world.Network(self.clock, random.Random(self.rng.random()), ("alice", "bob"))
         self.lines: list[str] = []
+        self.disk_delay = 0.0005
         self.net = net or NetSettings()
         self.disk = disk or DiskSettings(al_extents=67, c_max_rate=0)
         self.epoch_per_completion = epoch_per_completion

@@ -130,15 +130,20 @@ class Disk:
         self.delay = delay
         self.fails: Callable[[str, int, int], int] | None = None
         """(kind, offset, length) -> errno to answer with, or 0."""
+        self.slow: Callable[[str, int, int], float] | None = None
+        """(kind, offset, length) -> seconds that this call takes on top of the usual."""
         self.hangs = False
         self._clock = clock
         self._rng = rng
         self.writes = 0
         self.flushes = 0
 
-    def _later(self, action: Callable[[], None]) -> None:
+    def _later(
+        self, action: Callable[[], None], kind: str = "", offset: int = 0, length: int = 0
+    ) -> None:
         if not self.hangs:
-            self._clock.call_later(self.delay * (0.2 + 1.6 * self._rng.random()), action)
+            extra = self.slow(kind, offset, length) if self.slow is not None else 0.0
+            self._clock.call_later(extra + self.delay * (0.2 + 1.6 * self._rng.random()), action)
 
     def _error(self, kind: str, offset: int, length: int) -> int:
         if offset < 0 or offset + length > self.size:
@@ -150,7 +155,7 @@ class Disk:
             error = self._error("read", offset, length)
             done(error, b"" if error else bytes(self.medium.current[offset : offset + length]))
 
-        self._later(act)
+        self._later(act, "read", offset, length)
 
     def write(self, offset: int, data: Any, done: Callable[[int], None]) -> None:
         data = bytes(data)
@@ -161,7 +166,7 @@ class Disk:
                 self._put(offset, data)
             done(error)
 
-        self._later(act)
+        self._later(act, "write", offset, len(data))
 
     def _put(self, offset: int, data: bytes) -> None:
         assert offset % SECTOR == 0 and len(data) % SECTOR == 0
@@ -188,7 +193,7 @@ class Disk:
             self._stabilise(set(range(first, first + len(data) // SECTOR)))
             done(0)
 
-        self._later(pre_flushed)
+        self._later(pre_flushed, "write_durable", offset, len(data))
 
     def _stabilise(self, sectors: set[int]) -> None:
         medium = self.medium
@@ -207,7 +212,7 @@ class Disk:
                 self._stabilise(before)
             done(error)
 
-        self._later(act)
+        self._later(act, "flush")
 
     def zero(self, offset: int, length: int, unmap: bool, done: Callable[[int], None]) -> None:
         self.write(offset, bytes(length), done)
@@ -228,6 +233,8 @@ class Channel:
         self.unsent = 0
         self.other: Channel | None = None
         self.open = True
+        self.stuck = False
+        """The other side's windows are full: nothing that is queued leaves."""
         self._reading = True
         self._outgoing: list[bytes] = []
         self._arrived: list[bytes | None] = []
@@ -244,7 +251,7 @@ class Channel:
         self._outgoing.append(data)
 
     def _flush(self) -> None:
-        if not self._outgoing:
+        if not self._outgoing or (self.stuck and self.open):
             return
         data = b"".join(self._outgoing)
         self._outgoing.clear()

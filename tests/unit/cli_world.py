@@ -103,11 +103,12 @@ Answer = Callable[[dict[str, Any]], Any]
 
 @dataclass
 class PretendWorld(World):
-    """up: daemons that run; answers: of the control socket; refuse: step -> error to raise."""
+    """up: daemons that run; refuse: step -> error to raise; waited: seconds spent on hanging daemons."""
 
     config: PretendConfig = field(default_factory=PretendConfig)
     up: dict[str, ResourceSnapshot] = field(default_factory=dict)
     hanging: set[str] = field(default_factory=set)
+    waited: float = 0.0
     written: dict[str, ResourceSnapshot] = field(default_factory=dict)
     attached: set[str] = field(default_factory=set)
     users: dict[str, list[str]] = field(default_factory=dict)
@@ -155,6 +156,7 @@ class PretendWorld(World):
     ) -> Any:
         assert 0 < timeout < 3600, "every question has a time limit"
         if resource in self.hanging:
+            self.waited += timeout
             raise DaemonError(f"{resource}: no answer within {timeout:g} s")
         if command == "status":
             return self.up[resource].to_dict()

@@ -108,8 +108,10 @@ def test_down_of_a_hanging_daemon_needs_force(world: PretendWorld, run: Run) -> 
     world.hanging.add("r0")
     assert run("down r0").code == 20
     assert "r0" in world.hanging
+    world.waited = 0.0
     assert run("down --force r0").code == 0
     assert "r0" not in world.hanging
+    assert world.waited < 30, "somebody waits at the terminal for it"
 
 
 # -- roles

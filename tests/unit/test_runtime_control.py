@@ -8,6 +8,7 @@ import socket
 import stat
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Service:
                 raise UsageError("nonsense")
             case "keep":
                 self.kept.append(reply)
+            case "ping":
+                reply({}, None)
             case "huge":
                 reply("x" * (control.FRAME_MAX + 1), None)
 
@@ -206,6 +209,34 @@ def test_a_daemon_that_hangs_is_given_up_in_time(run_dir: Path) -> None:
         control.call(str(run_dir), "r0", "status", timeout=0.2)
     over.set()
     thread.join()
+
+
+def test_a_hang_is_noticed_long_before_the_time_of_a_long_command(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(control, "ALIVE_SECONDS", 0.3)
+    over = threading.Event()
+    thread = listener(run_dir, lambda client: over.wait(10) and None)
+    started = time.monotonic()
+    with pytest.raises(DaemonError, match="did not answer secondary within") as caught:
+        control.call(str(run_dir), "r0", "secondary", timeout=60)
+    assert time.monotonic() - started < 5
+    assert "replicator down --force r0" in caught.value.hint
+    over.set()
+    thread.join()
+
+
+async def test_a_daemon_that_works_on_a_long_command_is_not_taken_for_hung(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "QUIET_SECONDS", 0.05)
+    monkeypatch.setattr(control, "ALIVE_SECONDS", 2.0)
+    answer = asyncio.create_task(service.call("keep", timeout=20))
+    await asyncio.sleep(0.5)
+    assert not answer.done()
+    service.kept[0]("at last", None)
+    assert await answer == "at last"
 
 
 def test_a_daemon_that_trickles_does_not_stretch_the_time(run_dir: Path) -> None:

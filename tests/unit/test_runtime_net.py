@@ -249,7 +249,9 @@ def test_a_port_in_use_is_reported_with_its_address(run: Run) -> None:
             node = Node(own, Endpoint(HOST, free_port()))
             node.listen()
             await until(lambda: node.failures)
-            assert node.failures == [f"cannot listen on {own}: another program uses that port (ss -tlnp shows which)"]
+            assert node.failures == [
+                f"cannot listen on {own}: another program uses that port (ss -tlnp shows which)"
+            ]
 
     run(main)
 

@@ -186,8 +186,8 @@ def test_a_front_end_that_there_is_not_is_refused(run_dir: Path) -> None:
     from replicator import config
 
     view = config.load(str(path)).view("r0", "a")
-    with pytest.raises(ConfigError, match="frontend native is not available"):
-        spawn.start_daemon(view, str(path), "a", str(run_dir), frontend="native")
+    with pytest.raises(ConfigError, match="there is no frontend sftp; there are nbdkit, native, none"):
+        spawn.start_daemon(view, str(path), "a", str(run_dir), frontend="sftp")
 
 
 # Handlers

@@ -55,7 +55,18 @@ def test_stand_alone_has_no_peer_line_and_shows_what_is_out_of_sync() -> None:
     alone = volume(cs="StandAlone", peer_role="Unknown", peer_disk="DUnknown", oos=1088)
     assert resource_text(resource(alone, last_error="split brain")) == (
         "alpha role:Primary\n  disk:UpToDate out-of-sync:1088\n  last error: split brain\n"
+        "  StandAlone: does not look for the peer; to connect: replicator connect alpha"
+        " (after a change of the configuration: down, up)\n"
     )
+
+
+def test_a_disk_that_was_given_up_says_why_and_how_to_get_it_back() -> None:
+    bare = volume(disk="Diskless", disk_error="local write at sector 8: no space left; detach")
+    assert resource_text(resource(bare)).splitlines()[1:4] == [
+        "  disk:Diskless",
+        "    disk error: local write at sector 8: no space left; detach",
+        "    Diskless: to use the disk again: replicator attach alpha/0",
+    ]
 
 
 def test_a_running_sync_shows_percentage_bar_and_speed() -> None:
@@ -83,6 +94,7 @@ def test_several_volumes_carry_their_numbers() -> None:
         "alpha role:Primary\n"
         "  volume:0 disk:UpToDate\n"
         "  volume:1 disk:Diskless open:2\n"
+        "    Diskless: to use the disk again: replicator attach alpha/1\n"
         "  peer role:Secondary node:b\n"
         "    volume:0 replication:Established peer-disk:UpToDate\n"
         "    volume:1 replication:Established peer-disk:UpToDate\n"

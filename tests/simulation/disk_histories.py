@@ -1,0 +1,363 @@
+"""Invented histories in which disks fail, come and go, copies are invalidated and resyncs paused.
+
+The same account as in `histories`, with two volumes on some pairs, and with reads: what was
+completed may not be unseen again. on-io-error is detach: what pass_on lets happen to the only good
+copy no engine can mend.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import struct
+from collections.abc import Callable
+
+from protocol.states import Conn, Disk, Role
+from replicator.engine.settings import DiskSettings, NetSettings
+from tests.simulation import histories
+from tests.simulation.histories import BLOCKS_IN_USE, SIZE, Account, Act, History
+from tests.simulation.pair import Node, Pair
+
+WEIGHTS = {
+    **histories.WEIGHTS,
+    "read": 10,
+    "fail_disk": 5,
+    "slow_disk": 4,
+    "detach": 4,
+    "attach": 9,
+    "invalidate": 2,
+    "invalidate_remote": 2,
+    "pause_sync": 3,
+    "resume_sync": 4,
+    "trim": 5,
+}
+KINDS = ("read", "write", "flush", "metadata")
+
+
+def invent(seed: int, steps: int) -> list[Act]:
+    rng = random.Random(f"disk acts {seed}")
+    chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=steps)
+    return [Act(name, rng.getrandbits(48)) for name in chosen]
+
+
+class DiskHistory(History):
+    """One invented history; run() plays it, heals everything, and checks."""
+
+    def __init__(self, seed: int, steps: int = 60, acts: list[Act] | None = None) -> None:
+        super().__init__(seed, steps, invent(seed, steps) if acts is None else acts)
+        rng = self.rng
+        self.volumes = rng.choice((1, 1, 2))
+        self.pair = Pair(
+            seed,
+            SIZE,
+            self.volumes,
+            net=NetSettings(
+                protocol=self.protocol,
+                max_epoch_size=rng.choice((3, 64, 2048)),
+                use_rle=rng.random() < 0.8,
+                csums_alg=rng.choice(("", "", "crc32c")),
+                data_integrity_alg=rng.choice(("", "", "crc32c")),
+            ),
+            disk=DiskSettings(
+                al_extents=rng.choice((2, 3, 67)),
+                c_max_rate=rng.choice((0, 0, 8 << 20)),
+            ),
+            epoch_per_completion=rng.random() < 0.2,
+        )
+        self.accounts = [Account() for _ in range(self.volumes)]
+        self.torn: set[tuple[str, int]] = set()
+        """(node, volume) whose disk has lost what a failed flush should have kept."""
+        self.complaints: list[str] = []
+
+    # --- who has what -------------------------------------------------------------------------
+
+    def _holders(self, primary: Node) -> set[str]:
+        """The nodes that get what this Primary writes now, on disks that count."""
+        holders = {"alice", "bob"}
+        peer = self.pair.network.peer_of(primary.name)
+        for volume in primary.r.volumes.values():
+            if volume.state.disk is not Disk.UpToDate:
+                holders.discard(primary.name)
+            if volume.state.pdsk is not Disk.UpToDate:
+                holders.discard(peer)
+        return holders
+
+    def _alone(self) -> None:
+        primaries = self._primaries()
+        if len(primaries) > 1:
+            self.split = True
+            self.current = set()
+        elif primaries and not self._together():
+            self.current &= self._holders(primaries[0])
+
+    def _note_current(self) -> None:
+        together = self._together()
+        self.account = self.accounts[0]
+        discarded = self.discarded
+        super()._note_current()
+        if together and discarded is not self.discarded or together and not self.split:
+            for account in self.accounts[1:]:
+                primary = self._primary()
+                if primary is None or not primary.r.replication.log.unacknowledged:
+                    account.united(discarded)
+
+    def _end(self, how: Callable[[Node], None]) -> None:
+        before = [n for n in self.nodes if n.resource is not None]
+        super()._end(how)
+        for node in before:
+            if node.resource is None:
+                for account in self.accounts[1:]:
+                    account.forget_completions(node.name)
+                self.torn = {(n, v) for n, v in self.torn if n != node.name}
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def _burst(self) -> None:
+        primary = self._primary()
+        if primary is None:
+            return
+        for _ in range(self.rng.randint(1, 12)):
+            self._write(primary)
+        self.pair.run(self.rng.choice((0.0, 0.0003, 0.001, 0.01)))
+        self._alone()
+
+    def _place(self) -> tuple[int, range]:
+        volume = self.rng.randrange(self.volumes)
+        block = self.rng.randrange(BLOCKS_IN_USE) * 31
+        first = block * 8 + self.rng.randrange(8)
+        return volume, range(first, first + self.rng.choice((1, 3, 8, 8, 17)))
+
+    def _write(self, primary: Node) -> None:
+        self.number += 1
+        number = self.number
+        volume, sectors = self._place()
+        data = struct.pack("<Q", number) * (64 * len(sectors))
+        done = self._submitted(primary, volume, sectors, number)
+        fua = self.rng.random() < 0.05
+        primary.volume(volume).write(sectors.start * 512, data, fua, done)
+
+    def _submitted(
+        self, primary: Node, volume: int, sectors: range, number: int
+    ) -> Callable[[int], None]:
+        account = self.accounts[volume]
+        account.submitted(sectors, number)
+
+        def done(error: int) -> None:
+            if not error:
+                account.completed(primary.name, sectors, number)
+                self._alone()
+
+        return done
+
+    def _trim(self) -> None:
+        primary = self._primary()
+        if primary is None:
+            return
+        volume, sectors = self._place()
+        done = self._submitted(primary, volume, sectors, 0)
+        primary.volume(volume).trim(sectors.start * 512, len(sectors) * 512, False, done)
+
+    def _flush(self) -> None:
+        primary = self._primary()
+        if primary is None:
+            return
+        number = self.rng.randrange(self.volumes)
+        account = self.accounts[number]
+        promised = account.before_flush(primary.name)
+
+        def done(error: int) -> None:
+            if error:
+                account.forget_completions(primary.name)
+                return
+            holders = self._holders(primary)
+            if self.protocol != "C" and primary.name in holders:
+                holders = {primary.name}
+            account.flushed(promised, holders)
+            self._alone()
+
+        primary.volume(number).flush(done)
+        self.pair.run(self.rng.choice((0.0, 0.001, 0.01, 0.1)))
+
+    def _read(self) -> None:
+        primary = self._primary()
+        if primary is None or self.split or self.discarded or len(self._primaries()) > 1:
+            return
+        number, sectors = self._place()
+        account = self.accounts[number]
+        completed = account.before_flush(primary.name)
+
+        def done(error: int, data: bytes) -> None:
+            if not error and not self.split and primary.resource is not None:
+                self._check_read(account, sectors, completed, data)
+
+        primary.volume(number).read(sectors.start * 512, len(sectors) * 512, done)
+        self.pair.run(self.rng.choice((0.0, 0.01)))
+
+    def _check_read(
+        self, account: Account, sectors: range, completed: dict[int, int], data: bytes
+    ) -> None:
+        for index, sector in enumerate(sectors):
+            value = struct.unpack_from("<Q", data, index * 512)[0]
+            numbers = account.writes.get(sector, [0])
+            allowed = numbers[completed.get(sector, 0) :]
+            if value not in allowed:
+                self.complaints.append(f"read {value} at sector {sector}, allowed {allowed}")
+
+    # --- disks --------------------------------------------------------------------------------
+
+    def _some_disk(self) -> tuple[Node, int] | None:
+        node = self._some_running()
+        return (node, self.rng.randrange(self.volumes)) if node is not None else None
+
+    def _fail_disk(self) -> None:
+        chosen = self._some_disk()
+        if chosen is None:
+            return
+        node, number = chosen
+        kind = self.rng.choice(KINDS)
+        chance = random.Random(self.rng.random())
+        limit = len(node.data(number))
+        self._note(f"  {node.name}/{number}: {kind}")
+
+        def fails(what: str, offset: int, _length: int) -> int:
+            if kind == "metadata":
+                hit = offset >= limit
+            else:
+                hit = what == kind and offset < limit
+            if not hit or chance.random() < 0.3:
+                return 0
+            if what == "flush":
+                self.torn.add((node.name, number))
+            return errno.EIO
+
+        node.disks[number].fails = fails
+
+    def _slow_disk(self) -> None:
+        chosen = self._some_disk()
+        if chosen is None:
+            return
+        node, number = chosen
+        chance = random.Random(self.rng.random())
+        most = self.rng.choice((0.0, 0.01, 0.1, 3.0))
+        node.disks[number].slow = lambda *_: chance.random() ** 4 * most
+
+    def _detach(self) -> None:
+        chosen = self._some_disk()
+        if chosen is not None:
+            node, number = chosen
+            self._note(f"  {node.name}/{number}")
+            self._try(lambda: node.do(lambda done: node.r.detach(number, False, done), 60))
+            self._alone()
+
+    def _attach(self) -> None:
+        for node in self.nodes:
+            if node.resource is not None and self.rng.random() < 0.7:
+                self._attach_all(node)
+
+    def _attach_all(self, node: Node) -> None:
+        for number, volume in node.r.volumes.items():
+            if volume.state.disk is not Disk.Diskless:
+                continue
+            self._note(f"  {node.name}/{number}")
+            if (node.name, number) in self.torn:
+                # The system has dropped what it could not write.
+                self.torn.discard((node.name, number))
+                node.media[number].power_loss(self.pair.rng)
+                self.accounts[number].forget_completions(node.name)
+            self._try(lambda n=number: node.do(lambda done: node.attach(n, done), 60))
+
+    # --- resync -------------------------------------------------------------------------------
+
+    def _invalidate(self) -> None:
+        node = self._some_running()
+        if node is None or (node.name in self.current and len(self.current) == 1):
+            return
+        number = self.rng.randrange(self.volumes)
+        alone = node.volume(number).state.conn < Conn.Connected
+        if alone and not self.current - {node.name}:
+            return
+        self._note(f"  {node.name}/{number}")
+        if alone:
+            self.current.discard(node.name)
+        self._try(lambda: node.do(lambda done: node.r.invalidate(number, done), 60))
+
+    def _invalidate_remote(self) -> None:
+        node = self._some_running()
+        if node is None or node.name not in self.current or self.split:
+            return
+        number = self.rng.randrange(self.volumes)
+        self._note(f"  {node.name}/{number}")
+        if node.volume(number).state.conn < Conn.Connected and node.r.role is Role.Primary:
+            self.current = {node.name}
+        self._try(lambda: node.do(lambda done: node.r.invalidate_remote(number, done), 60))
+
+    def _pause_sync(self) -> None:
+        self._pausing(True)
+
+    def _resume_sync(self) -> None:
+        self._pausing(False)
+
+    def _pausing(self, pause: bool) -> None:
+        node = self._some_running()
+        if node is not None:
+            number = self.rng.randrange(self.volumes)
+            call = node.r.pause_sync if pause else node.r.resume_sync
+            self._try(lambda: node.do(lambda done: call(number, done), 60))
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        """Disks are good again, and whoever has none gets it back; then as ever."""
+        self._note("heal disks")
+        self._mend()
+        for node in self.nodes:
+            if node.resource is None:
+                node.up()
+            for disk in node.disks:
+                disk.fails = disk.slow = None
+        for _round in range(6):
+            self._connect()
+            for node in self.nodes:
+                for number, volume in node.r.volumes.items():
+                    if volume.state.user_isp:
+                        self._try(lambda n=node, v=number: n.do(lambda d: n.r.resume_sync(v, d)))
+            self.pair.run(20)
+            for node in self.nodes:
+                self._attach_all(node)
+            self._give_up_lost_use()
+            self.pair.run(20)
+        super().heal()
+
+    def _give_up_lost_use(self) -> None:
+        """A Primary that has lost sight of its data cannot go on with another generation."""
+        for node in self.nodes:
+            if node.is_(Conn.StandAlone) and "its applications use" in node.r.last_error:
+                self._note(f"  {node.name} gives up its role")
+                self._try(node.secondary)
+
+    def check(self) -> None:
+        problems = list(self.complaints)
+        for number, account in enumerate(self.accounts):
+            alice, bob = (node.data(number) for node in self.nodes)
+            problems += account.violations("alice", alice)
+            if alice != bob:
+                differing = [
+                    i for i in range(0, len(alice), 4096) if alice[i : i + 4096] != bob[i : i + 4096]
+                ]
+                problems.append(
+                    f"volume {number}: {len(differing)} blocks differ, first {differing[0]}"
+                )
+            for node in self.nodes:
+                problems += self._left_over(node, number)
+        assert not problems, "\n".join(problems)
+
+    def _left_over(self, node: Node, number: int) -> list[str]:
+        volume = node.volume(number)
+        found = []
+        if volume.bitmap is None or volume.bitmap.weight:
+            found.append(f"{node.name}/{number}: bits are still set")
+        if volume.locks.count or volume.application.pending:
+            found.append(f"{node.name}/{number}: something still holds locks or is pending")
+        if volume.resync.unacknowledged or volume.resync.outstanding:
+            found.append(f"{node.name}/{number}: the resync still expects something")
+        return found

@@ -1,0 +1,235 @@
+"""Disks that fail, come and go at bad moments: every request is answered once, and truthfully."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from protocol.packets import BlockRequest, Command, Data, DpFlags
+from protocol.states import Conn, Disk, Role
+from replicator.engine.settings import DiskSettings, NetSettings
+from replicator.errors import ReplicatorError
+from replicator.metadata.superblock import Superblock
+from tests.simulation.pair import MIB, Pair
+from tests.simulation.scripted import ScriptedPeer, synced_alice
+
+
+def only(kind, limit, answer=errno.EIO):
+    """Fail every `kind` access below `limit` (the data area)."""
+    return lambda what, offset, _length: answer if what == kind and offset < limit else 0
+
+
+def slow_metadata(node, seconds):
+    limit = len(node.data())
+    node.disks[0].slow = lambda _kind, offset, _length: seconds if offset >= limit else 0.0
+
+
+def detach(node, force=False):
+    node.do(lambda done: node.r.detach(0, force, done))
+
+
+def attach(node):
+    node.do(lambda done: node.attach(0, done))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_write_that_waits_for_the_new_generation_is_answered_once(seed):
+    pair = Pair(seed)
+    pair.up_synced()
+    limit = len(pair.bob.data())
+    pair.bob.disks[0].fails = only("write", limit)
+    slow_metadata(pair.alice, 0.3)
+    answers = []
+    for number in range(4):
+        pair.alice.volume().write(number * 4096, bytes(4096), False, answers.append)
+    pair.run(0.05)
+    pair.network.break_all()
+    pair.run(2)
+    assert answers == [0, 0, 0, 0]
+    assert pair.alice.volume().application.pending == 0
+
+
+def test_completions_wait_for_the_last_of_two_generations_on_their_way():
+    pair = Pair()
+    pair.up_synced()
+    volume = pair.alice.volume()
+    pair.bob.kill()
+    pair.run(0.1)
+    slow_metadata(pair.alice, 0.2)
+    stable = []
+
+    def completed(_errno):
+        layout = volume.store.geometry
+        image = pair.alice.media[0].stable[layout.sb_offset : layout.sb_offset + 4096]
+        stable.append(Superblock.decode(bytes(image)).current)
+
+    volume.new_generation(forced=True)
+    pair.run(0.1)
+    volume.new_generation(forced=True)
+    volume.write(0, bytes(4096), False, completed)
+    pair.run(2)
+    assert stable == [volume.store.uuids.current]
+
+
+def test_an_error_of_a_disk_that_was_exchanged_does_not_cost_the_new_one():
+    pair = Pair()
+    pair.up_synced()
+    old = pair.alice.disks[0]
+    old.slow = lambda kind, _offset, _length: 1.0 if kind in ("write", "flush", "read") else 0.0
+    old.fails = only("write", len(pair.alice.data()))
+    answers = []
+    pair.alice.volume().write(0, bytes(4096), False, answers.append)
+    pair.run(0.1)
+    old.slow = None
+    detach(pair.alice)
+    attach(pair.alice)
+    pair.settle()
+    pair.run(3)
+    assert answers == [0]
+    assert pair.alice.synced
+
+
+def test_detaching_during_an_attach_leaves_no_disk_behind_that_nobody_has():
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    answers = []
+    pair.alice.attach(0, answers.append)
+    for _ in range(200):
+        if pair.alice.volume().store is not None:
+            break
+        pair.clock.step()
+    pair.alice.r.detach(0, True, answers.append)
+    pair.run(2)
+    volume = pair.alice.volume()
+    assert len(answers) == 2
+    assert (volume.store is None) is (volume.state.disk is Disk.Diskless)
+
+
+def test_detaching_twice_releases_the_disk_once():
+    pair = Pair()
+    pair.up_synced()
+    released, answers = [], []
+    pair.alice.volume().released = released.append
+    pair.alice.r.detach(0, False, answers.append)
+    pair.alice.r.detach(0, True, answers.append)
+    pair.run(1)
+    assert answers == [None, None]
+    assert len(released) == 1
+
+
+@pytest.mark.parametrize("command", ["invalidate", "invalidate_remote"])
+@pytest.mark.parametrize("diskless", ["alice", "bob"])
+def test_a_full_sync_without_two_disks_is_refused(command, diskless):
+    pair = Pair()
+    pair.up_synced()
+    detach({"alice": pair.alice, "bob": pair.bob}[diskless])
+    pair.run(0.5)
+    before = [n.volume().bitmap.weight for n in (pair.alice, pair.bob) if n.volume().bitmap]
+    with pytest.raises(ReplicatorError):
+        pair.alice.do(lambda done: getattr(pair.alice.r, command)(0, done))
+    pair.run(0.5)
+    after = [n.volume().bitmap.weight for n in (pair.alice, pair.bob) if n.volume().bitmap]
+    assert after == before
+
+
+def test_a_flush_does_not_claim_what_was_lost_with_the_peers_power():
+    """A Primary without a disk: what it wrote was only in the cache of a peer that lost its power."""
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.alice.write(0, b"x" * 4096)
+    pair.bob.power_loss()
+    pair.run(15)
+    pair.bob.up()
+    pair.run_until(lambda: pair.alice.is_(Conn.Connected))
+    with pytest.raises(OSError):
+        pair.alice.flush()
+    pair.alice.flush()
+
+
+def test_a_flush_does_not_claim_a_write_that_failed_here_and_was_lost_there():
+    pair = Pair(disk=DiskSettings(al_extents=67, c_max_rate=0, on_io_error="pass_on"))
+    pair.up_synced()
+    pair.alice.disks[0].fails = only("write", len(pair.alice.data()))
+    pair.alice.write(0, b"x" * 4096)
+    pair.bob.power_loss()
+    pair.alice.disks[0].fails = None
+    with pytest.raises(OSError):
+        pair.alice.flush()
+
+
+@pytest.mark.parametrize("protocol", ["A", "B", "C"])
+def test_a_primary_without_a_disk_reads_what_it_has_written(protocol):
+    pair = Pair(net=NetSettings(protocol=protocol))
+    pair.up_synced()
+    detach(pair.alice)
+    for number in range(1, 40):
+        pair.alice.write(0, bytes([number]) * 4096)
+        assert pair.alice.read(0, 4096) == bytes([number]) * 4096
+
+
+def test_a_read_for_the_peer_waits_for_its_earlier_writes():
+    pair = Pair()
+    uuids = synced_alice(pair)
+    peer = ScriptedPeer(pair)
+    peer.connect(uuids, Disk.UpToDate, role=Role.Primary)
+    peer.state(Disk.Diskless, role=Role.Primary)
+    pair.run(0.05)
+    pair.alice.disks[0].slow = lambda kind, *_: 0.2 if kind == "write" else 0.0
+    peer.send(Command.DATA, Data(8, 1, 1, DpFlags.SEND_RECEIVE_ACK, b"", b"n" * 4096))
+    peer.send(Command.DATA_REQUEST, BlockRequest(8, 2, 4096))
+    pair.run(1)
+    assert peer.last(Command.DATA_REPLY).data == b"n" * 4096
+
+
+def test_a_write_for_a_diskless_primary_leaves_a_mark_also_if_it_ends_after_the_connection():
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.run(0.2)
+    pair.bob.disks[0].slow = lambda kind, offset, _length: (
+        0.5 if kind == "write" and offset < MIB else 0.0
+    )
+    answers = []
+    pair.alice.volume().write(8192, b"w" * 4096, False, answers.append)
+    pair.run(0.05)
+    pair.network.break_all()
+    pair.network.cut = {"alice", "bob"}
+    pair.run(2)
+    assert pair.bob.data()[8192:12288] == b"w" * 4096
+    assert pair.bob.volume().bitmap.any_in(2, 1)
+
+
+def test_an_old_copy_is_not_attached_under_a_primary_that_went_on_through_the_peer():
+    pair = Pair()
+    pair.up_synced()
+    slow_metadata(pair.alice, 0.3)
+    pair.alice.r.detach(0, False, lambda _error: None)
+    pair.run(3)
+    assert pair.alice.is_(Conn.Connected, Disk.Diskless)
+    pair.alice.write(0, b"x" * 4096)
+    pair.alice.flush()
+    pair.network.break_all()
+    pair.network.cut = {"alice", "bob"}
+    pair.run(1)
+    with pytest.raises(ReplicatorError):
+        attach(pair.alice)
+
+
+def test_a_diskless_primary_refuses_a_peer_with_other_data():
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.run(0.2)
+    pair.network.break_all()
+    pair.network.cut = {"alice", "bob"}
+    pair.run(1)
+    pair.bob.primary()
+    pair.bob.write(0, b"other" * 512 + bytes(4096 - 2560))
+    pair.bob.flush()
+    pair.bob.secondary()
+    pair.network.cut = set()
+    pair.run_until(lambda: pair.alice.is_(Conn.StandAlone))
+    assert "generation" in pair.alice.r.last_error
