@@ -21,8 +21,9 @@ from typing import NamedTuple, NoReturn
 import nbdkit
 import uvloop
 
-from nbd_plugin import thread_states
+from nbd_plugin import refusals, thread_states
 from nbd_plugin.bridge import SECTOR, Bridge
+from nbd_plugin.refusals import Refusal
 from replicator.config.model import ReplicatorOptions
 from replicator.errors import ReplicatorError, StateRefused
 from replicator.runtime import hardening
@@ -236,6 +237,7 @@ def get_ready() -> None:
 def after_fork() -> None:
     global _host
     assert _setup is not None, "nbdkit calls get_ready first"
+    refusals.shorten()
     _host = Host(_setup)
     _or_say(_host.start)
 
@@ -369,13 +371,12 @@ def zero(handle: Handle, count: int, offset: int, flags: int) -> None:
 
 def _fail(code: int, what: str, offset: int, length: int) -> NoReturn:
     nbdkit.set_error(code)
-    raise OSError(code, f"{what} of {length} bytes at {offset}: {os.strerror(code)}")
+    raise Refusal(code, f"{what} of {length} bytes at {offset}: {os.strerror(code)}")
 
 
 def _refuse(code: int, reason: str) -> NoReturn:
-    nbdkit.debug(f"refused to open: {reason}")
     nbdkit.set_error(code)
-    raise PermissionError(code, reason)
+    raise Refusal(code, f"refused to open: {reason}")
 
 
 def _or_say(step: Callable[[], None]) -> None:

@@ -22,6 +22,12 @@ class ReplicatorError(Exception):
         self.message = message
         self.hint = hint
 
+    def name_target(self, resource: str, volume: int | None = None) -> None:
+        """Put the names into a hint that says RESOURCE or RESOURCE/VOLUME, because who wrote it knew
+        only the device; volume: None if several are meant. Hints without these words stay."""
+        whole = resource if volume is None else f"{resource}/{volume}"
+        self.hint = self.hint.replace("RESOURCE/VOLUME", whole).replace("RESOURCE", resource)
+
     def __str__(self) -> str:
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
 

@@ -12,9 +12,11 @@ from typing import Any
 from replicator.cli.context import Context, Target
 from replicator.cli.daemon_link import (
     CHANGE_TIMEOUT,
+    FORCED_DOWN_TIMEOUT,
     ROLE_TIMEOUT,
     ask,
     is_up,
+    look,
     snapshot,
     wait_answering,
 )
@@ -35,6 +37,9 @@ def _up(context: Context, target: Target) -> None:
         return
     release_devices(context, target)
     context.world.start_daemon(target.view, context.config_path, context.node, context.run_dir)
+    found = look(context, target.resource).snapshot
+    if found is not None and found.last_error:
+        context.terminal.say(f"warning: {target.resource}: {found.last_error}")
 
 
 def _complete(context: Context, target: Target) -> None:
@@ -57,13 +62,18 @@ def _down(context: Context, target: Target) -> None:
     released = release_devices(context, target)
     if is_up(context, target.view):
         try:
-            ask(context, target.resource, "down", ROLE_TIMEOUT, force=force)
+            patience = FORCED_DOWN_TIMEOUT if force else ROLE_TIMEOUT
+            ask(context, target.resource, "down", patience, force=force)
         except ReplicatorError as error:
             if not (force and isinstance(error, DaemonError)):
                 _attach_again(context, target, released)
                 raise
         context.world.wait_daemon_ended(context.run_dir, target.resource, force)
-    context.world.clean_run_dir(context.run_dir, target.resource)
+    try:
+        context.world.clean_run_dir(context.run_dir, target.resource)
+    except OSError as error:
+        # The resource is down all the same, and a cluster manager must not read anything else.
+        context.terminal.say(f"warning: {target.resource} is down, but clearing up failed: {error}")
 
 
 def primary(context: Context) -> int:

@@ -93,7 +93,7 @@ def _next_snapshot(waiting: _Waiting) -> ResourceSnapshot:
         if state.reason == NOT_UP:
             require_daemon(context, resource)
         if context.world.now() >= deadline:
-            raise DaemonError(f"{resource}: {state.reason}")
+            raise DaemonError(state.reason)
         context.world.sleep(POLL_INTERVAL)
 
 

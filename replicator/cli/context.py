@@ -146,6 +146,8 @@ class Context:
             try:
                 action(target)
             except ReplicatorError as error:
+                numbers = target.numbers
+                error.name_target(target.resource, numbers[0] if len(numbers) == 1 else None)
                 self.terminal.error(error, target.resource)
                 code = code or error.exit_code
         return code

@@ -24,6 +24,8 @@ START_PATIENCE = 30.0
 POLL_INTERVAL = 0.2
 ROLE_TIMEOUT = 240.0
 """A promotion or demotion may have to wait for a fencing handler and for outstanding requests."""
+FORCED_DOWN_TIMEOUT = 15.0
+"""More than a daemon takes to leave out the orderly way; one that hangs is killed after that."""
 
 
 def ask(

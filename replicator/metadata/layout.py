@@ -104,7 +104,8 @@ def sb_offset(device_bytes: int, placement: Placement) -> int:
     if device_bytes < DEVICE_BYTES_MIN:
         raise MetadataError(
             f"metadata device too small: expected at least {DEVICE_BYTES_MIN} bytes"
-            f" ({DEVICE_BYTES_MIN >> 10} KiB), found {device_bytes}"
+            f" ({DEVICE_BYTES_MIN >> 10} KiB), found {device_bytes}",
+            hint="check `disk` and `meta-disk` in the configuration: is this the right device?",
         )
     if placement.kind == "internal":
         return (device_bytes - BLOCK) // BLOCK * BLOCK

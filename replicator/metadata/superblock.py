@@ -33,7 +33,8 @@ _MAGIC_AT = 60
 _MAGIC_AT_V07 = 28
 _DAMAGED_HINT = (
     "if the device was resized or meta-disk changed, restore the old size or setting; otherwise the"
-    " metadata is damaged: restore-md from a dump, or create-md and a full resync"
+    " metadata is damaged: replicator restore-md RESOURCE/VOLUME from a dump; or, if the peer has good"
+    " data, replicator create-md RESOURCE/VOLUME and a full resync from it"
 )
 
 
@@ -276,10 +277,12 @@ def _wrong_magic(magic: int, other: str) -> MetadataError:
     if other:
         return MetadataError(
             f"found {other} metadata, expected v08 ({wanted})",
-            hint=f"convert it with the drbdmeta of the DRBD that wrote it, or replace it: create-md"
-            f" destroys the {other} metadata and needs a full resync",
+            hint="convert it with the drbdmeta of the DRBD that wrote it; or, if the peer has good data,"
+            f" replicator create-md RESOURCE/VOLUME destroys the {other} metadata and needs a full"
+            " resync",
         )
     return MetadataError(
         f"no valid v08 metadata found ({wanted})",
-        hint="is meta-disk right? for a new volume run: replicator create-md",
+        hint="if the disk was resized, or disk or meta-disk changed, undo that; only for a new volume:"
+        " replicator create-md RESOURCE/VOLUME",
     )

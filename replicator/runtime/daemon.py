@@ -1,7 +1,8 @@
 """The resource daemon: one resource's engine with its disks, peer link, control socket and status.
 
-It runs on any event loop: in a thread inside nbdkit, or by itself as
-`python -m replicator.runtime.daemon key=value...` (then without a front end).
+It runs on any event loop: in a thread inside nbdkit, or as a process of its own: with the built-in
+NBD server (nbd_plugin.native), or as `python -m replicator.runtime.daemon key=value...` without a
+front end.
 Rules:
 1. Start and stop are written here as a sequence; what happens in between is the engine's.
 2. A defect stops it at once, without any further write: the loop's state cannot be trusted then,
@@ -18,7 +19,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import uvloop
 
@@ -29,7 +30,7 @@ from replicator.runtime import commands, hardening, status_files
 from replicator.runtime.backing import Backings
 from replicator.runtime.clock import LoopClock, SystemEntropy
 from replicator.runtime.control_server import ControlServer
-from replicator.runtime.daemon_setup import DaemonOptions, DaemonSetup, prepare
+from replicator.runtime.daemon_setup import NO_FRONTEND, DaemonOptions, DaemonSetup, prepare
 from replicator.runtime.engine_api import AdminDone, MakeResource, RuntimePorts, make_resource
 from replicator.runtime.handlers import HandlerContext, HandlerRunner
 from replicator.runtime.log import LineLog
@@ -46,6 +47,23 @@ DISK_SECONDS = 10.0
 
 FORCE_SECONDS = 10.0
 """`down --force`: for the orderly way, before it is left out."""
+
+
+class FrontEnd(Protocol):
+    """What serves the volumes to applications. All is called on the loop."""
+
+    def ready(self) -> None:
+        """All is up: begin."""
+
+    def stopping(self) -> None:
+        """The daemon is about to end: let go of everything."""
+
+    def force_close(self) -> None:
+        """`down --force`: close what is open and fail what is under way."""
+
+
+MakeFrontEnd = Callable[["DaemonSetup", "ResourceDaemon"], FrontEnd]
+"""Raises ReplicatorError if it cannot serve."""
 
 
 class ResourceDaemon:
@@ -90,6 +108,12 @@ class ResourceDaemon:
             lambda: self.engine.snapshot().waiting_for,
         )
 
+    def serve_by(self, front_end: FrontEnd) -> None:
+        """Before run(): take this front end, in place of what the constructor was given."""
+        self._on_ready = front_end.ready
+        self._stopping = front_end.stopping
+        self._force_close = front_end.force_close
+
     # Life.
 
     async def run(self) -> None:
@@ -98,7 +122,7 @@ class ResourceDaemon:
         defect it returns at once with `failure` set."""
         self._loop.set_exception_handler(self._defect)
         try:
-            await self._start()
+            await self._start_unless_defect()
         except ReplicatorError as error:
             self.log.log("error", f"cannot start: {error}")
             await self._give_up_start()
@@ -106,14 +130,14 @@ class ResourceDaemon:
             raise
         except Exception as error:
             self._defect(self._loop, {"message": "start", "exception": error})
+        if self.failure:
             self._setup.ready.failed(
                 DaemonError(
                     f"{self.name}: the daemon failed: {self.failure}",
                     hint=f"See {self._setup.files.log}; please report it.",
                 )
             )
-            return
-        if not self.failure:
+        else:
             self._setup.ready.ready(self.pid)
             if self._on_ready is not None:
                 self._on_ready()
@@ -124,6 +148,17 @@ class ResourceDaemon:
     def request_stop(self) -> None:
         """Ask for an orderly end. From the loop's thread."""
         self._end.set()
+
+    async def _start_unless_defect(self) -> None:
+        """_start(); after a defect nobody answers any more, so that it would wait for nothing."""
+        start = self._loop.create_task(self._start())
+        ended = self._loop.create_task(self._end.wait())
+        await asyncio.wait({start, ended}, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if self.failure:
+            start.cancel()
+        else:
+            await start
 
     async def _start(self) -> None:
         self.log.log("info", f"daemon starts, pid {self.pid}, node {self.settings.node}")
@@ -279,7 +314,7 @@ class ResourceDaemon:
         return snapshot
 
     def _nbd_uris(self) -> list[str]:
-        if self._setup.options.frontend != "nbdkit":
+        if self._setup.options.frontend == NO_FRONTEND:
             return []
         view = self._setup.view
         numbers = [volume.number for volume in view.volumes]
@@ -315,8 +350,8 @@ class ResourceDaemon:
         )
 
 
-def run_alone(options: DaemonOptions) -> int:
-    """The daemon as a process of its own, without a front end; returns the exit code."""
+def run_alone(options: DaemonOptions, make_front_end: MakeFrontEnd | None = None) -> int:
+    """The daemon as a process of its own; returns the exit code."""
     try:
         setup = prepare(options)
     except ReplicatorError as error:
@@ -332,8 +367,11 @@ def run_alone(options: DaemonOptions) -> int:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, daemon.request_stop)
         try:
+            if make_front_end is not None:
+                daemon.serve_by(make_front_end(setup, daemon))
             await daemon.run()
         except ReplicatorError as error:
+            setup.ready.failed(error)  # does nothing if that has been said
             return error.exit_code
         return 1 if daemon.failure else 0
 
@@ -341,15 +379,15 @@ def run_alone(options: DaemonOptions) -> int:
         return runner.run(main())
 
 
-def main(arguments: list[str]) -> int:
-    """key=value arguments, see daemon_setup.DaemonOptions."""
+def main(arguments: list[str], make_front_end: MakeFrontEnd | None = None) -> int:
+    """arguments: key=value, see daemon_setup.DaemonOptions."""
     pairs = dict(argument.partition("=")[::2] for argument in arguments)
     try:
         options = DaemonOptions.parse(pairs)
     except ReplicatorError as error:
         print(f"replicator: {error}", file=sys.stderr)
         return error.exit_code
-    return run_alone(options)
+    return run_alone(options, make_front_end)
 
 
 if __name__ == "__main__":

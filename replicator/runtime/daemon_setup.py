@@ -16,8 +16,11 @@ from replicator.runtime import lock, paths
 from replicator.runtime.paths import RunFiles
 from replicator.runtime.ready import ReadyPipe
 
-FRONTENDS = ("nbdkit", "none")
-"""Front ends that can host a daemon; "none" serves no block device (tests, diskless helpers)."""
+NBDKIT = "nbdkit"
+NATIVE = "native"
+NO_FRONTEND = "none"
+FRONTENDS = (NBDKIT, NATIVE, NO_FRONTEND)
+"""What can serve a daemon's volumes; "none" serves no block device (tests, diskless helpers)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class DaemonOptions:
     node: str
     resource: str
     run_dir: str
-    frontend: str = "nbdkit"
+    frontend: str = NBDKIT
     lock_fd: int | None = None
     ready_fd: int | None = None
 
@@ -44,7 +47,7 @@ class DaemonOptions:
         for key in ("config", "node", "resource", "run_dir"):
             if not pairs.get(key):
                 raise UsageError(f"the key '{key}' is missing: give {key}=VALUE")
-        frontend = pairs.get("frontend", "nbdkit")
+        frontend = pairs.get("frontend", NBDKIT)
         if frontend not in FRONTENDS:
             raise UsageError(f"frontend={frontend}: expected one of {', '.join(FRONTENDS)}")
         return cls(

@@ -57,9 +57,15 @@ def try_acquire(files: RunFiles) -> int | None:
 
 
 def write_pid(fd: int, pid: int) -> None:
-    """Say who holds the lock."""
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{pid}\n".encode(), 0)
+    """Say who holds the lock. Raises DaemonError."""
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{pid}\n".encode(), 0)
+    except OSError as error:
+        raise DaemonError(
+            f"cannot write the pid file {os.readlink(f'/proc/self/fd/{fd}')}: {error.strerror}",
+            hint="Make room in the run directory, or give another one with --run-dir DIR.",
+        ) from None
 
 
 def daemon_pid(run_dir: str, resource: str) -> int | None:

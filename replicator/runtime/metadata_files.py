@@ -113,7 +113,7 @@ def create_md(
             f" found {peer_max_bio_size}"
         )
     with open_metadata(data_path, placement, md_path) as backing:
-        geometry = layout.geometry(backing.size, placement, al_stripes, al_stripe_size_4k)
+        geometry = _geometry(backing, placement, al_stripes, al_stripe_size_4k)
         bm_bytes = geometry.bm_bytes
         if placement.external:
             _refuse_same(backing, data_path)
@@ -183,8 +183,8 @@ def restore_md(
     dump = dump_format.parse_dump(text)
     superblock = dump.superblock
     with open_metadata(data_path, placement, md_path) as backing:
-        geometry = layout.geometry(
-            backing.size,
+        geometry = _geometry(
+            backing,
             placement,
             al_stripes or superblock.al_stripes,
             al_stripe_size_4k or superblock.al_stripe_size_4k,
@@ -318,6 +318,14 @@ class _Confirm:
             self._say(f"{question} (taken as yes: forced)")
         elif not self._ask(question):
             raise DeclinedError("operation cancelled: nothing was written")
+
+
+def _geometry(backing: Backing, placement: Placement, stripes: int, stripe_size: int) -> Geometry:
+    """Raises MetadataError, naming the device, if the metadata does not fit on it."""
+    try:
+        return layout.geometry(backing.size, placement, stripes, stripe_size)
+    except MetadataError as error:
+        raise MetadataError(f"{backing.path}: {error.message}", hint=error.hint) from None
 
 
 def _refuse_same(backing: Backing, data_path: str) -> None:

@@ -38,7 +38,12 @@ def prepare(directory: str) -> None:
         os.makedirs(directory, mode=0o755, exist_ok=True)
     except OSError as error:
         raise DaemonError(
-            f"cannot create the run directory {directory}: {error.strerror}",
+            f"cannot create the run directory {directory}: "
+            + (
+                "it exists and is no directory"
+                if os.path.exists(directory)
+                else str(error.strerror)
+            ),
             hint=f"Give --run-dir DIR or set {VARIABLE} to a directory you may write to.",
         ) from None
     if not os.access(directory, os.W_OK | os.X_OK):

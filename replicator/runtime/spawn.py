@@ -1,8 +1,8 @@
 """Start and end resource daemons: the process, its sockets, its log, and waiting until it is ready.
 
 The starter takes the resource's lock and makes the NBD sockets, so that all that can be refused is
-refused in its own words, and hands both to the daemon as open descriptors (nbdkit takes sockets by
-the LISTEN_FDS convention). The daemon keeps nothing else of its starter: own session, working
+refused in its own words, and hands both to the daemon as open descriptors (nbdkit and our own server
+take sockets by the LISTEN_FDS convention). The daemon keeps nothing else of its starter: own session, working
 directory /, stdin from /dev/null, output to its log file.
 """
 
@@ -23,14 +23,21 @@ from pathlib import Path
 from replicator.config.model import NodeView
 from replicator.errors import ConfigError, DaemonError, ReplicatorError
 from replicator.runtime import lock, paths, ready
+from replicator.runtime.daemon_setup import FRONTENDS, NATIVE, NO_FRONTEND
 from replicator.runtime.net import Endpoint, describe_listen, resolve
 from replicator.runtime.paths import RunFiles
 
 START_SECONDS = 320.0
 """More than a daemon gives itself to attach its disks."""
 
+NATIVE_MODULE = "nbd_plugin.native"
+"""Run by the Python that runs us; NBD sockets as for nbdkit."""
+
 FIRST_SOCKET = 3
 """Descriptor of the first inherited socket, by the LISTEN_FDS convention."""
+
+UNIX_PATH_MAX = 107
+"""Bytes in the path of a Unix socket, a limit of the kernel."""
 
 NBD_MODE = 0o660
 LOG_TAIL = 2000
@@ -38,9 +45,6 @@ LOG_TAIL = 2000
 
 STOP_SECONDS = 40.0
 KILL_SECONDS = 5.0
-
-NBDKIT = "nbdkit"
-NO_FRONTEND = "none"
 
 
 def start_daemon(
@@ -58,10 +62,10 @@ def start_daemon(
     frontend: None takes the configured one; "none" starts a daemon without NBD server.
     """
     chosen = frontend or view.replicator.frontend
-    if chosen not in (NBDKIT, NO_FRONTEND):
+    if chosen not in FRONTENDS:
         raise ConfigError(
-            f"{view.resource}: frontend {chosen} is not available in this version",
-            hint="Set `frontend nbdkit;` in the section replicator.",
+            f"{view.resource}: there is no frontend {chosen}; there are {', '.join(FRONTENDS)}",
+            hint="Set `frontend nbdkit;` or `frontend native;` in the section replicator.",
         )
     directory = paths.run_dir(run_dir)
     paths.prepare(directory)
@@ -69,7 +73,7 @@ def start_daemon(
     with ExitStack() as stack:
         lock_fd = lock.acquire(files)
         stack.callback(os.close, lock_fd)
-        sockets = _listen(view, files, stack) if chosen == NBDKIT else []
+        sockets = _listen(view, files, stack) if chosen != NO_FRONTEND else []
         log_fd = _open_log(files)
         stack.callback(os.close, log_fd)
         ready_read, ready_write = os.pipe()
@@ -151,6 +155,8 @@ def _command(frontend: str, view: NodeView) -> list[str]:
     """Program and fixed arguments; key=value pairs follow."""
     if frontend == NO_FRONTEND:
         return [sys.executable, "-m", "replicator.runtime.daemon"]
+    if frontend == NATIVE:
+        return [sys.executable, "-m", NATIVE_MODULE]
     program = shutil.which("nbdkit")
     if program is None:
         raise DaemonError(
@@ -191,13 +197,20 @@ def daemon_environment() -> dict[str, str]:
 def _listen(view: NodeView, files: RunFiles, stack: ExitStack) -> list[socket.socket]:
     """The NBD server's sockets: always the UNIX one, TCP where configured. Raises DaemonError."""
     made = [stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))]
+    if len(os.fsencode(files.nbd)) > UNIX_PATH_MAX:
+        raise DaemonError(
+            f"{view.resource}: the path of the NBD socket: expected at most {UNIX_PATH_MAX} bytes, "
+            f"found {len(os.fsencode(files.nbd))}: {files.nbd}",
+            hint="Give a run directory with a shorter name: --run-dir DIR.",
+        )
     try:
         files.nbd.unlink(missing_ok=True)
         made[0].bind(str(files.nbd))
         os.chmod(files.nbd, NBD_MODE)
         made[0].listen()
     except OSError as error:
-        raise DaemonError(f"cannot make the NBD socket {files.nbd}: {error}") from None
+        reason = error.strerror or error
+        raise DaemonError(f"cannot make the NBD socket {files.nbd}: {reason}") from None
     tcp = view.replicator.listen_address
     if tcp is None:
         return made

@@ -37,15 +37,16 @@ def last_snapshot(run_dir: str, resource: str) -> ResourceSnapshot | None:
 
 def clean_run_dir(run_dir: str, resource: str) -> None:
     """Remove what a daemon that is gone has left behind: sockets, pid file, status. The log stays.
-    Does nothing while a daemon lives."""
+    Does nothing while a daemon lives. Raises OSError, DaemonError."""
     files = RunFiles(run_dir, resource)
-    if not files.directory.is_dir():
+    left = (files.control, files.nbd, files.status, files.pid)
+    if not any(os.path.lexists(path) for path in left):
         return
     held = lock.try_acquire(files)
     if held is None:
         return
     try:
-        for path in (files.control, files.nbd, files.status, files.pid):
+        for path in left:
             path.unlink(missing_ok=True)
     finally:
         os.close(held)

@@ -39,6 +39,12 @@ def resource_text(resource: ResourceSnapshot) -> str:
         lines.append(f"  waiting for: {resource.waiting_for}")
     if resource.last_error:
         lines.append(f"  last error: {resource.last_error}")
+    if resource.cstate == "StandAlone":
+        # A changed configuration is read at the next start only.
+        lines.append(
+            f"  StandAlone: does not look for the peer; to connect: replicator connect {resource.name}"
+            + (" (after a change of the configuration: down, up)" if resource.last_error else "")
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -75,6 +81,12 @@ def _own_volume(volume: VolumeSnapshot, resource: ResourceSnapshot, named: bool)
     lines = _wrapped(2, words)
     if volume.waiting_for:
         lines.append(f"    waiting for: {volume.waiting_for}")
+    if volume.disk_error:
+        lines.append(f"    disk error: {volume.disk_error}")
+    if volume.disk == "Diskless":
+        lines.append(
+            f"    Diskless: to use the disk again: replicator attach {resource.name}/{volume.volume}"
+        )
     return lines
 
 
