@@ -403,9 +403,13 @@ class Exchange:
             resource.demote_for_split_brain()
         if self._refuses_second_primary(peer):
             return
-        fields = {"peer": peer.role, "pdsk": peer_disk, "peer_isp": isp}
+        fields: dict[str, object] = {"peer": peer.role, "pdsk": peer_disk, "peer_isp": isp}
         fields["disk"] = self._real_own_disk()
         if verdict.outcome is Outcome.NOTHING:
+            # They are equal, so neither is older than the other.
+            for side in ("disk", "pdsk"):
+                if fields[side] in (Disk.Outdated, Disk.Consistent):
+                    fields[side] = Disk.UpToDate
             volume.change(conn=Conn.Connected, **fields)
             self.send_state()
         elif verdict.outcome is Outcome.SOURCE:

@@ -170,10 +170,16 @@ class PeerWrites:
 
     def _activate(self, write: PeerWrite) -> None:
         """Where the sender has no disk this copy is the only one: this node keeps the account."""
-        volume = write.volume
-        log = volume.activity_log
-        write.tracked = volume.state.pdsk < Disk.Inconsistent
-        if log is None or not write.tracked:
+        write.tracked = write.volume.state.pdsk < Disk.Inconsistent
+        if not write.tracked:
+            self._submit(write)
+            return
+        write.volume.track_for_peer()
+        write.volume.after_generation(partial(self._log, write))
+
+    def _log(self, write: PeerWrite) -> None:
+        log = write.volume.activity_log
+        if log is None:
             self._submit(write)
             return
         first, last = extents(write.sector, write.nsectors)

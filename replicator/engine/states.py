@@ -109,7 +109,8 @@ def adjust(
         new = new._replace(aftr_isp=False)
     if new.conn > Conn.Connected and min(new.disk, new.pdsk) <= Disk.Failed:
         new = new._replace(conn=Conn.Connected)
-    new = _connected_means_current(new)
+    if old is None or old.conn < Conn.Connected:
+        new = _connected_means_current(new)
     paused = new.aftr_isp or new.peer_isp or new.user_isp
     new = new._replace(conn=(_PAUSED if paused else _RESUMED).get(new.conn, new.conn))
     return _suspended(_clamped(new), fencing, on_no_data, old)
@@ -128,10 +129,16 @@ def _without_connection(state: State, prepared: State | None) -> State:
 
 
 def _connected_means_current(state: State) -> State:
-    """Connected, the handshake has settled what Consistent and Outdated left open."""
+    """On becoming Connected the handshake has settled what Consistent and Outdated left open. It
+    was none for an Outdated disk that met a node without one.
+
+    Not so later on: a resync target that has not begun to copy is Outdated, and stays so if the
+    source loses its disk. (DRBD makes it UpToDate then, without what it should have been told.)
+    """
     if not Conn.Connected <= state.conn < Conn.Ahead:
         return state
-    open_question = (CON, OUT)
+    both = min(state.disk, state.pdsk) > Disk.Failed
+    open_question = (CON, OUT) if both else (CON,)
     return state._replace(
         disk=UTD if state.disk in open_question else state.disk,
         pdsk=UTD if state.pdsk in open_question else state.pdsk,

@@ -251,9 +251,9 @@ class Volume:
                 self.new_generation()
         peer_writes_here = new.peer is Role.Primary and new.pdsk is Disk.Diskless
         if peer_writes_here and not (old.peer is Role.Primary and old.pdsk is Disk.Diskless):
-            tracking = self.store is not None and self.store.uuids.bitmap != 0
-            if new.disk is Disk.UpToDate and not tracking and not self.generation_pending:
-                self.new_generation()
+            if old.conn >= Conn.Connected:
+                self.track_for_peer()
+            # Else not before it writes: it may yet find that its applications use other data.
             # That Primary's applications use this very generation. Should this node be promoted
             # without it, the data needs another name, or the Primary would take it for its own.
             self.peer_may_have_current = True
@@ -357,6 +357,12 @@ class Volume:
                 then(errno)
 
         self.write_superblock(stable)
+
+    def track_for_peer(self) -> None:
+        """This is the only copy that gets what a Primary without disk writes: from a base on."""
+        tracking = self.store is None or self.store.uuids.bitmap != 0
+        if self.state.disk is Disk.UpToDate and not tracking and not self.generation_pending:
+            self.new_generation()
 
     def after_generation(self, action: Callable[[], None]) -> None:
         """Run `action` once no generation is on its way to the disk."""

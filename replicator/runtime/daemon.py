@@ -364,7 +364,7 @@ def run_alone(options: DaemonOptions, make_front_end: MakeFrontEnd | None = None
         daemon = ResourceDaemon(setup, loop)
         for problem in failed:
             daemon.log.log("info", f"not protected: {problem}")
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
             loop.add_signal_handler(number, daemon.request_stop)
         try:
             if make_front_end is not None:

@@ -34,6 +34,7 @@ SECTOR = 512
 REPLICATOR = Path(sys.executable).with_name("replicator")
 COMMAND_SECONDS = 60.0
 FIRST_MINOR = 700
+MINORS_PER_SESSION = 100
 LOG_TAIL = 3000
 COMPARE_CHUNK = 4 * MIB
 
@@ -51,6 +52,8 @@ class Node:
         self.directory = directory
         self.minors = list(minors)
         self.run_dir = directory / "run"
+        self.config_path = pair.config_path
+        """The pair's; a test may give a node a configuration of its own."""
 
     # ---- the command line
 
@@ -59,7 +62,7 @@ class Node:
         """What makes `replicator` act as this node; for running commands in another way."""
         return {
             **os.environ,
-            "REPLICATOR_CONF": str(self.pair.config_path),
+            "REPLICATOR_CONF": str(self.config_path),
             "REPLICATOR_NODE": self.name,
             "REPLICATOR_RUN_DIR": str(self.run_dir),
             "PATH": f"{REPLICATOR.parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin",
@@ -262,8 +265,8 @@ class Pair:
     """A resource on two nodes, configured and with backing files, but not yet started.
 
     sizes: bytes of the backing file of each volume (sparse). attach: none, auto, nbd-client or
-    nbdfuse. sections: text to add inside sections of the resource, for example
-    {"net": "ping-int 1;", "disk": "resync-rate 100M;", "replicator": "frontend native;"}.
+    nbdfuse. frontend: nbdkit or native. sections: text to add inside sections of the resource, for
+    example {"net": "ping-int 1;", "disk": "resync-rate 100M;", "replicator": "threads 4;"}.
     external_meta: metadata in files of their own instead of at the end of the backing files.
     """
 
@@ -273,6 +276,7 @@ class Pair:
         sizes: Sequence[int] = (64 * MIB,),
         protocol: str = "C",
         attach: str = "none",
+        frontend: str = "nbdkit",
         external_meta: bool = False,
         sections: Mapping[str, str] | None = None,
     ) -> None:
@@ -286,7 +290,7 @@ class Pair:
         self._sections = {
             "net": f"protocol {protocol};",
             "disk": "",
-            "replicator": f"attach {attach};",
+            "replicator": f"attach {attach}; frontend {frontend};",
         }
         for name, text in (sections or {}).items():
             self._sections[name] = f"{self._sections.get(name, '')} {text}".strip()
@@ -317,7 +321,9 @@ class Pair:
 
     @staticmethod
     def _free_minors(count: int) -> list[int]:
-        candidates = range(FIRST_MINOR, FIRST_MINOR + 10_000)
+        # Other sessions on this machine make pairs at the same moment: begin elsewhere than they do.
+        first = FIRST_MINOR + os.getpid() % 1000 * MINORS_PER_SESSION
+        candidates = range(first, first + 10_000)
         free = (minor for minor in candidates if not os.path.lexists(f"/dev/drbd{minor}"))
         return [next(free) for _ in range(count)]
 

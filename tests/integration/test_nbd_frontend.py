@@ -1,4 +1,4 @@
-"""The nbdkit front end as a real process, asked by a real NBD client, with a pretend engine behind.
+"""Both front ends as real processes, asked by a real NBD client, with a pretend engine behind.
 
 What happens in the engine is tested elsewhere; here: exports, sizes, flags, errnos, refusals, many
 requests at once, and that nothing hangs when the engine holds requests, breaks or is killed.
@@ -30,12 +30,14 @@ from tests.integration.pretend_offsets import BREAKS_AT, FAILS_AT, HANGS_AT, SIZ
 pytestmark = [pytest.mark.needs("nbdkit"), pytest.mark.timeout(120)]
 
 SCRIPT = Path(__file__).with_name("pretend_engine.py")
+NATIVE_MODULE = "tests.integration.pretend_native"
 
 
 class Daemon:
-    """One nbdkit with resource r0, two volumes; killed by pid at the end if it still lives."""
+    """One daemon of resource r0, two volumes; killed by pid at the end if it still lives."""
 
-    def __init__(self, directory: Path, port: int, extra: str = "") -> None:
+    def __init__(self, directory: Path, port: int, frontend: str, extra: str = "") -> None:
+        self.frontend = frontend
         self.run_dir = str(directory / "run")
         self.disks = [directory / "disk0", directory / "disk1"]
         for disk in self.disks:
@@ -46,7 +48,7 @@ class Daemon:
         self.config.write_text(
             f"""resource r0 {{
               protocol C;
-              replicator {{ attach none; {extra} }}
+              replicator {{ attach none; frontend {frontend}; {extra} }}
               on alice {{ address 127.0.0.1:{port}; {self._volumes()} }}
               on bob {{ address 127.0.0.1:{port + 1}; {self._volumes()} }}
             }}"""
@@ -93,15 +95,21 @@ class Daemon:
             os.waitpid(self.pid, 0)
 
 
+@pytest.fixture(params=["nbdkit", "native"])
+def frontend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture
 def make(
-    run_dir: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+    run_dir: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch, frontend: str
 ) -> Iterator[Callable[..., Daemon]]:
     monkeypatch.setattr(spawn, "_plugin_path", lambda: SCRIPT)
+    monkeypatch.setattr(spawn, "NATIVE_MODULE", NATIVE_MODULE)
     made: list[Daemon] = []
 
     def start(extra: str = "") -> Daemon:
-        made.append(Daemon(run_dir, free_port(), extra))
+        made.append(Daemon(run_dir, free_port(), frontend, extra))
         made[-1].start()
         return made[-1]
 
@@ -367,7 +375,7 @@ def test_missing_metadata_is_the_starters_error(daemon: Daemon) -> None:
     assert not Path(daemon.socket).exists()
 
 
-def test_a_plugin_that_cannot_start_shows_its_last_words(
+def test_a_front_end_that_cannot_start_shows_its_last_words(
     daemon: Daemon, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     daemon.call("down", force=False)
@@ -375,6 +383,7 @@ def test_a_plugin_that_cannot_start_shows_its_last_words(
     broken = tmp_path / "broken.py"
     broken.write_text("import no_such_module\n")
     monkeypatch.setattr(spawn, "_plugin_path", lambda: broken)
+    monkeypatch.setattr(spawn, "NATIVE_MODULE", "no_such_module")
     with pytest.raises(DaemonError) as refused:
         daemon.start()
     assert "ended before it was ready" in refused.value.message
@@ -404,10 +413,11 @@ def test_the_daemon_outlives_the_process_that_started_it(daemon: Daemon) -> None
         "import sys; from pathlib import Path; from replicator import config;"
         "from replicator.runtime import spawn;"
         "spawn._plugin_path = lambda: Path(sys.argv[3]);"
+        "spawn.NATIVE_MODULE = sys.argv[4];"
         "view = config.load(sys.argv[1]).view('r0', 'alice');"
         "print(spawn.start_daemon(view, sys.argv[1], 'alice', sys.argv[2], 30))"
     )
-    arguments = [str(daemon.config), daemon.run_dir, str(SCRIPT)]
+    arguments = [str(daemon.config), daemon.run_dir, str(SCRIPT), NATIVE_MODULE]
     done = subprocess.run(
         [sys.executable, "-c", script, *arguments],
         capture_output=True,
