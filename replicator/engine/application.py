@@ -254,7 +254,8 @@ class Application:
         """Some part of `write` has moved: complete it, and be done with it, as far as that goes."""
         if write.local is Part.PENDING:
             return
-        if write.completed and Part.OK not in (write.local, write.net):
+        kept = write.local is Part.OK and self._volume.state.disk is Disk.UpToDate
+        if write.completed and write.net is not Part.OK and not kept:
             self._lost = True
         if not write.completed and not write.held and write.net is not Part.PENDING:
             if self._volume.generation_pending and write.net is not Part.OK:

@@ -79,7 +79,7 @@ class PeerWrite:
         self.hold: Hold | None = None
         self.al: tuple[ActivityLog, int, int] | None = None
         self.disk: DiskPort | None = None
-        self.tracked = False
+        self.tracked = volume.state.pdsk < Disk.Inconsistent
         """The sender had no disk when this came: the range is marked here, however it ends."""
 
 
@@ -170,7 +170,6 @@ class PeerWrites:
 
     def _activate(self, write: PeerWrite) -> None:
         """Where the sender has no disk this copy is the only one: this node keeps the account."""
-        write.tracked = write.volume.state.pdsk < Disk.Inconsistent
         if not write.tracked:
             self._submit(write)
             return

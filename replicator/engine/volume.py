@@ -179,7 +179,9 @@ class Volume:
         self._follow_data(old, new)
         self.resync.state_changed(old, new)
         self._keep_superblock()
-        self.application.thaw()
+        if self.application.frozen:
+            # Not before the peer has been told of this state: what it is sent depends on it.
+            self.resource.soon(self.application.thaw)
         self.resource.changed()
 
     def _prepared(self, old: StateWord) -> StateWord | None:
@@ -246,14 +248,16 @@ class Volume:
             self.resource.replication.peer_disk_lost(self)
         resync_lost = old.conn > Conn.Connected > new.conn
         if data_lost or resync_lost:
-            writing = Role.Primary in (new.role, new.peer)
+            # A peer that has only just been met may find yet that its applications use other data:
+            # not before it writes here (see track_for_peer).
+            met = old.conn >= Conn.Connected
+            writing = new.role is Role.Primary or (met and new.peer is Role.Primary)
             if writing and new.disk is Disk.UpToDate:
                 self.new_generation()
         peer_writes_here = new.peer is Role.Primary and new.pdsk is Disk.Diskless
         if peer_writes_here and not (old.peer is Role.Primary and old.pdsk is Disk.Diskless):
             if old.conn >= Conn.Connected:
                 self.track_for_peer()
-            # Else not before it writes: it may yet find that its applications use other data.
             # That Primary's applications use this very generation. Should this node be promoted
             # without it, the data needs another name, or the Primary would take it for its own.
             self.peer_may_have_current = True

@@ -68,6 +68,8 @@ class DiskHistory(History):
         self.torn: set[tuple[str, int]] = set()
         """(node, volume) whose disk has lost what a failed flush should have kept."""
         self.complaints: list[str] = []
+        self.powerless: set[str] = set()
+        """Nodes that have lost power since both were last in sync."""
 
     # --- who has what -------------------------------------------------------------------------
 
@@ -92,6 +94,8 @@ class DiskHistory(History):
 
     def _note_current(self) -> None:
         together = self._together()
+        if together:
+            self.powerless.clear()
         self.account = self.accounts[0]
         discarded = self.discarded
         super()._note_current()
@@ -100,6 +104,11 @@ class DiskHistory(History):
                 primary = self._primary()
                 if primary is None or not primary.r.replication.log.unacknowledged:
                     account.united(discarded)
+
+    def _power_loss(self) -> None:
+        running = {n.name for n in self.nodes if n.resource is not None}
+        super()._power_loss()
+        self.powerless |= running - {n.name for n in self.nodes if n.resource is not None}
 
     def _end(self, how: Callable[[Node], None]) -> None:
         before = [n for n in self.nodes if n.resource is not None]
@@ -184,6 +193,8 @@ class DiskHistory(History):
             return
         number, sectors = self._place()
         account = self.accounts[number]
+        if self.powerless - {primary.name} and not primary.is_(disk=Disk.UpToDate):
+            return  # it reads from a peer that may have lost what no flush has promised
         completed = account.before_flush(primary.name)
 
         def done(error: int, data: bytes) -> None:
@@ -315,7 +326,12 @@ class DiskHistory(History):
                 node.up()
             for disk in node.disks:
                 disk.fails = disk.slow = None
-        for _round in range(6):
+        for turn in range(6):
+            if turn % 2:
+                # What two nodes that are connected cannot agree on, a new connection settles.
+                for node in self.nodes:
+                    self._try(node.disconnect)
+                    self._attach_all(node)
             self._connect()
             for node in self.nodes:
                 for number, volume in node.r.volumes.items():
