@@ -369,9 +369,13 @@ def run_alone(options: DaemonOptions, make_front_end: MakeFrontEnd | None = None
         try:
             if make_front_end is not None:
                 daemon.serve_by(make_front_end(setup, daemon))
+        except ReplicatorError as error:
+            daemon.log.log("error", f"cannot start: {error}")
+            setup.ready.failed(error)
+            return error.exit_code
+        try:
             await daemon.run()
         except ReplicatorError as error:
-            setup.ready.failed(error)  # does nothing if that has been said
             return error.exit_code
         return 1 if daemon.failure else 0
 

@@ -186,8 +186,46 @@ def test_a_front_end_that_there_is_not_is_refused(run_dir: Path) -> None:
     from replicator import config
 
     view = config.load(str(path)).view("r0", "a")
-    with pytest.raises(ConfigError, match="there is no frontend sftp; there are nbdkit, native, none"):
+    with pytest.raises(
+        ConfigError, match="there is no frontend sftp; there are nbdkit, native, none"
+    ):
         spawn.start_daemon(view, str(path), "a", str(run_dir), frontend="sftp")
+
+
+def test_the_built_in_server_without_sockets_says_how_it_is_started(run_dir: Path) -> None:
+    path = run_dir / "r0.conf"
+    path.write_text(
+        "resource r0 { device /dev/drbd0; disk /tmp/x; meta-disk internal;"
+        " on a { address 127.0.0.1:1000; } on b { address 127.0.0.1:1001; } }"
+    )
+    pairs = (f"config={path}", "node=a", "resource=r0", f"run_dir={run_dir}", "frontend=native")
+    done = subprocess.run(
+        [sys.executable, "-m", "nbd_plugin.native", *pairs],
+        env={key: value for key, value in os.environ.items() if not key.startswith("LISTEN_")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+    )
+    assert done.returncode == DaemonError.exit_code
+    assert "no NBD sockets were handed over" in done.stderr
+    assert "replicator up" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_daemon_keeps_the_memory_that_large_requests_need_again_and_again() -> None:
+    script = (
+        "import resource, sys; from replicator.runtime import hardening\n"
+        "if len(sys.argv) > 1: hardening.protect_process()\n"
+        "for _ in range(200): bytes(bytearray(1 << 20))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)"
+    )
+
+    def faults(*arguments: str) -> int:
+        words = [sys.executable, "-c", script, *arguments]
+        return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+
+    assert faults("protect") < faults() / 3
 
 
 # Handlers
