@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON_CODE := protocol replicator nbd_plugin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo clean
+.PHONY: help setup test lint format demo sim mutants clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -26,6 +26,13 @@ format: setup ## bring the code into the common format
 
 demo: setup ## two nodes on this machine: mirror, kill one, fail over, resynchronise
 	@$(VENV)/bin/python scripts/demo.py
+
+SECONDS := 60
+sim: setup ## invent histories of faults for SECONDS=60, or play one: make sim SEED=7
+	@$(VENV)/bin/python -m tests.simulation.explore $(if $(SEED),--seed $(SEED),--seconds $(SECONDS))
+
+mutants: setup ## remove one safeguard of the engine after the other: do the histories notice?
+	@$(VENV)/bin/python -m tests.simulation.mutants
 
 clean: ## remove .venv and everything that was generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
