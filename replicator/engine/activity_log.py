@@ -65,6 +65,11 @@ class ActivityLog:
         """Transactions written: the `al` counter."""
 
     @property
+    def in_use(self) -> bool:
+        """Some extent is named for a write that is not done: after a crash it counts."""
+        return bool(self._references or self._waiting)
+
+    @property
     def waiting(self) -> int:
         return len(self._waiting)
 

@@ -408,20 +408,9 @@ def demote(resource: Resource, done: AdminDone) -> None:
         volume.change(role=Role.Secondary)
         volume.exchange.send_state()
         if volume.store is not None and volume.state.disk > Disk.Failed:
-            _settle(volume, stable)
+            volume.settle(stable)
         else:
             resource.soon(lambda: stable(0))
-
-
-def _settle(volume: Volume, then: Callable[[int], None]) -> None:
-    """Data, bitmap and superblock on stable storage."""
-    store = volume.store
-    assert store is not None
-
-    def flushed(_errno: int) -> None:
-        store.bitmaps.write_dirty(lambda _errno: volume.write_superblock(then))
-
-    store.data.flush(flushed)
 
 
 # --- disks ------------------------------------------------------------------------------------
@@ -433,21 +422,34 @@ def detach(volume: Volume, force: bool, done: AdminDone) -> None:
     if state.disk is Disk.Diskless:
         _soon(resource, done)
         return
-    alone = state.role is Role.Primary and state.pdsk is not Disk.UpToDate
-    if alone and not force:
-        _soon(resource, done, refusal(volume, NEED_UP_TO_DATE))
-        return
+
+    def needed() -> bool:
+        now = volume.state
+        return not force and now.role is Role.Primary and now.pdsk is not Disk.UpToDate
+
+    def ask() -> None:
+        if volume.state.conn >= Conn.Connected and not force:
+            resource.cluster.ask(volume, MASK_DISK, Disk.Failed << DISK_SHIFT, answered)
+        else:
+            answered(SUCCESS)
 
     def answered(code: int | None) -> None:
-        if code is not None and code < SUCCESS and not force:
+        # The connection, and with it the other copy, may have gone meanwhile.
+        if needed():
+            done(refusal(volume, NEED_UP_TO_DATE))
+        elif code is not None and code < SUCCESS and not force:
             done(refusal(volume, code))
         else:
             volume.drop_disk(lambda: done(None))
 
-    if state.conn >= Conn.Connected and not force:
-        resource.cluster.ask(volume, MASK_DISK, Disk.Failed << DISK_SHIFT, answered)
+    if needed():
+        _soon(resource, done, refusal(volume, NEED_UP_TO_DATE))
+    elif state.role is Role.Primary and not force:
+        # What only this disk has on stable storage, as a flush under A and B leaves it, must not
+        # go with it.
+        resource.replication.when_stable(ask)
     else:
-        answered(SUCCESS)
+        ask()
 
 
 def invalidate(volume: Volume, done: AdminDone) -> None:
@@ -506,8 +508,7 @@ def _start_full_sync(volume: Volume, conn: Conn, done: AdminDone) -> None:
         if code:
             done(refusal(volume, code))
         else:
-            volume.start_full_sync(conn)
-            done(None)
+            volume.start_full_sync(conn, lambda errno: done(_metadata_error(volume, errno)))
 
     volume.resource.cluster.ask(volume, MASK_CONN, conn << CONN_SHIFT, answered)
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from replicator.engine.activity_log import ActivityLog
     from replicator.engine.volume import Volume
 
+TARGET = frozenset({Conn.SyncTarget, Conn.PausedSyncT})
 HOLDING = frozenset({Conn.WFBitMapT, Conn.WFSyncUUID})
 """Connection states in which new application I/O waits (generations: 6.3)."""
 
@@ -139,7 +140,10 @@ class Application:
 
     def _waits(self) -> bool:
         state = self._volume.state
-        return state.conn in HOLDING or state.susp or state.susp_nod or state.susp_fen
+        if state.conn in HOLDING or state.disk is Disk.Negotiating:
+            # The disk does not take writes yet, and the peer counts on it already.
+            return True
+        return state.susp or state.susp_nod or state.susp_fen
 
     def thaw(self) -> None:
         """The reason to hold I/O may be gone: go on with what waits, in order."""
@@ -208,6 +212,12 @@ class Application:
             self._frozen.append(partial(self._submit, write))
             return
         state = volume.state
+        if Disk.UpToDate not in (state.disk, state.pdsk):
+            # Nobody has good data: what is written now would be on no copy that counts.
+            self._local_done(write, None, EIO)
+            return
+        if state.conn in TARGET:
+            volume.resync.overtake(write.sector, write.nsectors)
         mode = replicated(state.conn, state.pdsk)
         if mode == "data":
             write.net = Part.PENDING
@@ -254,8 +264,7 @@ class Application:
         """Some part of `write` has moved: complete it, and be done with it, as far as that goes."""
         if write.local is Part.PENDING:
             return
-        kept = write.local is Part.OK and self._volume.state.disk is Disk.UpToDate
-        if write.completed and write.net is not Part.OK and not kept:
+        if write.completed and not self._is_kept(write):
             self._lost = True
         if not write.completed and not write.held and write.net is not Part.PENDING:
             if self._volume.generation_pending and write.net is not Part.OK:
@@ -266,9 +275,14 @@ class Application:
         if write.epoch is None and write.net is not Part.PENDING:
             self._finish(write)
 
+    def _is_kept(self, write: Write) -> bool:
+        """Some copy that counts has it: not one on a disk that was given up since."""
+        here = write.local is Part.OK and self._volume.state.disk is Disk.UpToDate
+        return here or write.net is Part.OK
+
     def _complete(self, write: Write) -> None:
         write.completed = True
-        if write.local is Part.OK or write.net is Part.OK:
+        if self._is_kept(write):
             write.done(0)
             if self._replication.epoch_per_completion and write.epoch is not None:
                 self._replication.completed_in(write.epoch)
@@ -331,12 +345,11 @@ class Application:
         volume = self._volume
         if volume.data_disk is None:
             return False
-        disk = volume.state.disk
-        if disk is Disk.Inconsistent:
+        if volume.state.disk is Disk.Inconsistent:
             return volume.bitmap is not None and not volume.bitmap.any_in(
                 sector >> 3, ((sector + nsectors - 1) >> 3) - (sector >> 3) + 1
             )
-        return disk > Disk.Inconsistent
+        return volume.state.disk is Disk.UpToDate
 
     def _read_here(self, offset: int, length: int, answer: ReadDone) -> None:
         volume = self._volume

@@ -38,6 +38,11 @@ HANDSHAKE_WAIT = 0.02
 HANDSHAKE_WAITS_MAX = 500
 """Seconds between two looks at whether a handshake is over, and how often."""
 
+DRAIN_WAIT = 0.005
+DRAIN_WAITS_MAX = 1000
+"""Seconds between two looks at whether the disk has ended what it was doing, and how often: a disk
+that hangs is given up all the same."""
+
 
 class Attachment:
     """The way of one volume's disk in and out."""
@@ -116,6 +121,7 @@ class Attachment:
         volume.store = store
         volume.peer_may_have_current = True
         volume.counters.reset()
+        volume.loaded_flags(flags)
         if flags & (Flags.CRASHED_PRIMARY | Flags.PRIMARY_IND):
             volume.crashed_primary = volume.state.role is not Role.Primary
         store.uuids.mark_role(volume.state.role is Role.Primary)
@@ -188,6 +194,9 @@ class Attachment:
             volume.change(disk=disk, pdsk=Disk.Outdated)
         else:
             volume.change(disk=disk)
+        if volume.state.role is Role.Primary and volume.state.disk is Disk.UpToDate:
+            # It goes on alone on this disk: the peer will miss that.
+            volume.new_generation()
         done(None)
 
     def _attach_later(self, flags: Flags, done: AdminDone) -> None:
@@ -225,6 +234,18 @@ class Attachment:
         if log is not None:
             volume.activity_log_object = None
             log.fail(EIO)
+        looks = 0
+
+        def save() -> None:
+            nonlocal looks
+            looks += 1
+            if store is None:
+                saved(0)
+            elif volume.locks.count and looks <= DRAIN_WAITS_MAX:
+                # What is under way may still leave a mark in the bitmap.
+                volume.resource.clock.call_later(DRAIN_WAIT, save)
+            else:
+                store.bitmaps.write_dirty(lambda _errno: store.superblocks.write(saved))
 
         def saved(_errno: int) -> None:
             self._dropping = False
@@ -238,10 +259,7 @@ class Attachment:
             for action in waiting:
                 action()
 
-        if store is None:
-            volume.resource.soon(lambda: saved(0))
-        else:
-            store.bitmaps.write_dirty(lambda _errno: store.superblocks.write(saved))
+        volume.resource.soon(save)
 
 
 def disk_state_of(flags: Flags, fencing: str) -> Disk:

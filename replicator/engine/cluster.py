@@ -177,6 +177,10 @@ class Cluster:
             volume.exchange.consider_resync = True
         if new.conn in (Conn.StartingSyncS, Conn.StartingSyncT) and new.conn is not old.conn:
             volume.start_full_sync(new.conn)
+        elif new.pdsk is Disk.Failed and old.pdsk is not Disk.Failed:
+            # It is only asking: its disk is in use until it reports the change. Were a generation
+            # begun here and the answer lost, both nodes would take it for a split brain.
+            pass
         else:
             if new.conn is Conn.WFReportParams:
                 volume.exchange.forget()

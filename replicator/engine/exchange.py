@@ -65,6 +65,8 @@ class Exchange:
         self.consider_resync = False
         """Both disks were Inconsistent and the peer was just forced Primary."""
         self._receiver: BitmapReceiver | None = None
+        self._round = 0
+        """Number of the exchange of bitmaps, so that what a former one began does not disturb."""
         self._preparing = False
         self._early_uuid: int | None = None
 
@@ -81,6 +83,7 @@ class Exchange:
         self.decided = False
         self.consider_resync = False
         self._receiver = None
+        self._round += 1
         self._preparing = False
         self._early_uuid = None
 
@@ -426,18 +429,20 @@ class Exchange:
 
     def _prepare(self, full: bool, then: object) -> None:
         """Set all bits for a full sync, durably, then go on; meanwhile the peer's bitmap may come."""
-        volume, link = self._volume, self._link
-        assert callable(then) and volume.store is not None
-        self._receiver = BitmapReceiver(volume.store.bitmap.bits)
+        volume, store = self._volume, self._volume.store
+        assert callable(then) and store is not None
+        self._receiver = BitmapReceiver(store.bitmap.bits)
+        self._round += 1
+        self._preparing = full
         if not full:
             then()
             return
-        self._preparing = True
+        mine = self._round
 
         def durable(errno: int) -> None:
             if errno:
-                volume.local_io_error("bitmap write", 0, errno)
-            elif self._link is link and link is not None and not link.closed:
+                volume.local_io_error("bitmap write", 0, errno, store.data)
+            elif self._goes_on(mine):
                 self._preparing = False
                 then()
 
@@ -445,34 +450,43 @@ class Exchange:
 
     # --- bitmaps ------------------------------------------------------------------------------
 
+    def _goes_on(self, mine: int) -> bool:
+        """The exchange of that number has neither been broken off nor begun anew."""
+        conn = self._volume.state.conn
+        return mine == self._round and conn in (Conn.WFBitMapS, Conn.WFBitMapT)
+
     def _send_bitmap(self) -> None:
         """Ours goes out; as target that was the last thing before the sync UUID."""
         volume, link = self._volume, self._link
         assert link is not None and volume.store is not None
         bitmap = volume.store.bitmap
         use_rle = volume.resource.settings.net.use_rle
-        volume.application.mark_unshared()
+        volume.mark_unshared()
+        mine = self._round
 
         def start() -> None:
-            if volume.store is None:
+            if self._goes_on(mine):
+                packets = iter(BitmapSender(bitmap.bits, bitmap.data, use_rle))
+                self._send_bitmap_part(link, packets, mine)
+            else:
                 link.hold_data(False)
-                return
-            packets = iter(BitmapSender(bitmap.bits, bitmap.data, use_rle))
-            self._send_bitmap_part(link, packets)
 
         link.when_uninterrupted(start)
 
-    def _send_bitmap_part(self, link: Link, packets: Iterator[tuple[Command, bytes]]) -> None:
+    def _send_bitmap_part(
+        self, link: Link, packets: Iterator[tuple[Command, bytes]], mine: int
+    ) -> None:
         """As much as the window takes, then again a moment later."""
         while not link.closed:
             if link.data.channel.unsent > BITMAP_WINDOW:
                 clock = self._volume.resource.clock
-                clock.call_later(0.005, lambda: self._send_bitmap_part(link, packets))
+                clock.call_later(0.005, lambda: self._send_bitmap_part(link, packets, mine))
                 return
             step = next(packets, None)
             if step is None:
                 link.hold_data(False)
-                self._bitmap_sent()
+                if self._goes_on(mine):
+                    self._bitmap_sent()
                 return
             command, payload = step
             link.send_uninterrupted(encode(self._volume.number, command, Raw(payload)))
@@ -491,19 +505,19 @@ class Exchange:
 
     def _bitmap_step(self) -> None:
         """The peer's bitmap may be complete and our own bits durable: if both, the next step."""
-        volume, link = self._volume, self._link
-        receiver = self._receiver
-        if receiver is None or not receiver.complete or self._preparing or volume.store is None:
+        volume, store, receiver = self._volume, self._volume.store, self._receiver
+        if receiver is None or not receiver.complete or self._preparing or store is None:
             return
         self._receiver = None
+        mine = self._round
 
         def durable(errno: int) -> None:
             if errno:
-                volume.local_io_error("bitmap write", 0, errno)
-            elif self._link is link and link is not None and not link.closed:
+                volume.local_io_error("bitmap write", 0, errno, store.data)
+            elif self._goes_on(mine):
                 self._merged()
 
-        volume.store.bitmaps.write_dirty(durable)
+        store.bitmaps.write_dirty(durable)
 
     def _merged(self) -> None:
         conn = self._volume.state.conn

@@ -256,16 +256,22 @@ def _only_peer_tracks(e: Evidence) -> bool:
 
 
 def _sync_uuid_lost(source: UuidSet, target: UuidSet, version: int) -> bool:
-    """Source opened a resync of the generation that target still has; its name never arrived."""
-    if target.current != source.history0:
-        return False
+    """Source opened a resync of the generation that target still has; its name never arrived.
+
+    That name alone says so: the generation may have left the source's history since (DRBD wants to
+    see it there, too)."""
     if version < 96:
-        return target.history0 == source.history1
-    return _step(source.history0) & _NO_ROLE == source.bitmap
+        return target.current == source.history0 and target.history0 == source.history1
+    return (
+        target.current not in _NO_GENERATION and _step(target.current) & _NO_ROLE == source.bitmap
+    )
 
 
-def _undo_open_sync(source: UuidSet) -> None:
-    source.bitmap, source.history0 = source.history0, source.history1
+def _undo_open_sync(source: UuidSet, target: UuidSet) -> None:
+    if (source.history0 ^ target.current) & _NO_ROLE == 0:
+        source.bitmap, source.history0 = source.history0, source.history1
+    else:
+        source.bitmap = target.current
 
 
 def _is_ancestor(of: UuidSet, current: int) -> bool:
@@ -383,7 +389,7 @@ RULES: tuple[Rule, ...] = (
         "the peer began a resync of this copy's generation whose name got lost",
         lambda e: _sync_uuid_lost(e.peer, e.own, e.version),
         _always(-1),
-        correct=lambda _own, peer: _undo_open_sync(peer),
+        correct=lambda own, peer: _undo_open_sync(peer, own),
         capable=_from_91,
     ),
     Rule(
@@ -404,7 +410,7 @@ RULES: tuple[Rule, ...] = (
         "this node began a resync of the peer's generation whose name got lost",
         lambda e: _sync_uuid_lost(e.own, e.peer, e.version),
         _always(1),
-        correct=lambda own, _peer: _undo_open_sync(own),
+        correct=lambda own, peer: _undo_open_sync(own, peer),
         capable=_from_91,
     ),
     Rule(

@@ -102,8 +102,13 @@ class BitmapWriter:
         self._pump()
 
     def write_dirty(self, then: Then | None = None) -> None:
-        """Write every page that changed since it was last written."""
-        self.write(self.bitmap.take_dirty(), then)
+        """Write every page that changed since it was last written; `then` when all are, those
+        included that somebody else has begun to write."""
+        changed = self.bitmap.take_dirty()
+        if then is not None:
+            busy = self._in_flight | self._queued.keys()
+            changed |= {page for page in busy if page < self.bitmap.page_count}
+        self.write(changed, then)
 
     def write_dirty_of(self, pages: set[int], then: Then) -> None:
         """Write those of `pages` that changed or are being written at this moment."""

@@ -160,6 +160,8 @@ class PeerWrites:
     def _start(self, write: PeerWrite) -> None:
         """From here on it will be written, also if the connection ends: so it counts as received."""
         write.epoch.active += 1
+        if write.tracked:
+            write.volume.tracked_writes.add(write)
         if write.flags & DpFlags.SEND_RECEIVE_ACK:
             self._acknowledge(write, Command.RECV_ACK)
         end = write.sector + write.nsectors
@@ -228,6 +230,9 @@ class PeerWrites:
             log, first, last = write.al
             write.al = None
             log.end(first, last)
+        if write.tracked:
+            volume.tracked_writes.discard(write)
+            volume.keep_superblock()
         if errno:
             self._acknowledge(write, Command.NEG_ACK)
         elif write.flags & DpFlags.SEND_WRITE_ACK:

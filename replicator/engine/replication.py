@@ -179,6 +179,12 @@ class Replication:
             epoch.barrier_sent = True
             self.link.send_data(encode(0, Command.BARRIER, Barrier(epoch.number)))
 
+    def when_stable(self, then: Callable[[], None]) -> None:
+        """Run `then` when the peer has all that was sent so far on stable storage, or is lost."""
+        self.close_epoch()
+        if not self.log.wait_stable(lambda _stable: then()):
+            self._resource.soon(then)
+
     def completed_in(self, epoch: Epoch) -> None:
         """`epoch-per-completion`: a write of this epoch was completed, so the next is another one."""
         if epoch is self.log.current:

@@ -55,7 +55,7 @@ SOURCE = (Conn.SyncSource, Conn.PausedSyncS)
 RUNNING = TARGET + SOURCE
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Block:
     """A requested range on the target."""
 
@@ -65,6 +65,8 @@ class _Block:
     run: int
     """Number of the run that asked: its data is of no use to a later one."""
     hold: Hold | None = None
+    overtaken: bool = False
+    """An application has written there since it was asked for: the answer may be older."""
 
 
 class Resync:
@@ -84,6 +86,8 @@ class Resync:
         self._cursor = 0
         self._pass_weight = -1
         self._requested: dict[int, _Block] = {}
+        self._received: set[_Block] = set()
+        """Answers that wait for their range."""
         self._in_flight = 0
         self._writing = 0
         self._unflushed: list[_Block] = []
@@ -156,6 +160,7 @@ class Resync:
                 timer.cancel()
         self._tick = self._write_back = None
         self._requested.clear()
+        self._received.clear()
         self._unflushed.clear()
         self._in_flight = self._unflushed_bytes = self._writing = 0
         self._ready = self._finishing = self._flushing = False
@@ -317,14 +322,23 @@ class Resync:
         volume = self._volume
         volume.counters.received += block.nsectors
         self._writing += 1
+        self._received.add(block)
         end = block.sector + block.nsectors
         hold = volume.locks.acquire(block.sector, end, lambda: self._write(block, packet.data))
         block.hold = hold
         if hold.granted:
             self._write(block, packet.data)
 
+    def overtake(self, sector: int, nsectors: int) -> None:
+        """This node is Primary and writes there itself: what has been asked for, or has come and
+        waits for its turn, may have been read by the source before it gets the write."""
+        end = sector + nsectors
+        for block in (*self._requested.values(), *self._received):
+            if block.sector < end and sector < block.sector + block.nsectors:
+                block.overtaken = True
+
     def _take(self, sector: int, size: int, what: str) -> _Block | None:
-        """The request that an answer belongs to; None when the resync was aborted meanwhile."""
+        """The request that an answer belongs to; None when it is of no use any more."""
         if self._volume.state.conn not in TARGET:
             return None
         block = self._requested.get(sector)
@@ -332,13 +346,27 @@ class Resync:
             expected = "nothing" if block is None else f"{block.nsectors << 9} bytes"
             raise WireError(f"{what} for sector {sector}: expected {expected}, found {size} bytes")
         del self._requested[sector]
+        if block.overtaken:
+            self._ask_again(block)
+            return None
         return block
+
+    def _ask_again(self, block: _Block) -> None:
+        self._in_flight -= block.nsectors << 9
+        self._cursor = min(self._cursor, block.sector // SECTORS_PER_BIT)
+        self._volume.resource.soon(self._request_more)
 
     def _write(self, block: _Block, data: bytes) -> None:
         volume = self._volume
         disk = volume.data_disk
         if disk is None or block.run != self._run:
             self._release(block)
+            return
+        self._received.discard(block)
+        if block.overtaken:
+            self._writing -= 1
+            self._release(block)
+            self._ask_again(block)
             return
 
         def written(errno: int) -> None:

@@ -323,7 +323,7 @@ def _promotes_into_handshake(change: Change) -> bool:
 
 
 TRANSITIONS: tuple[Row, ...] = (
-    (-8, lambda c: c.moves_to(*_STARTING) and c.old.conn > Conn.Connected),
+    (-8, lambda c: c.new.conn in _STARTING and c.old.conn > Conn.Connected),
     (-8, lambda c: c.moves_to(*_VERIFYING) and c.old.conn > Conn.Connected),
     (-9, lambda c: c.new.conn is Conn.Disconnecting and c.old.conn is Conn.StandAlone),
     (-11, lambda c: c.new.disk > Disk.Attaching and c.old.disk is Disk.Diskless),

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from errno import EIO
+from functools import partial
 from typing import TYPE_CHECKING
 
 from protocol.states import Conn, Disk, Role, StateWord
@@ -42,6 +43,7 @@ from replicator.metadata.layout import Placement, bitmap_bits
 from replicator.metadata.superblock import Flags
 
 if TYPE_CHECKING:
+    from replicator.engine.peer_writes import PeerWrite
     from replicator.engine.ports import Buffer, Done, ReadDone
     from replicator.engine.resource import Resource
 
@@ -110,6 +112,14 @@ class Volume:
         self.outdate_after_disconnect = False
         self.disk_error = ""
         self._last_flags = Flags(0)
+        self._unsettled = False
+        """The superblock says PRIMARY_IND, and data or bitmap may not be stable yet."""
+        self._touched = False
+        """Something was written since the settling began."""
+        self.tracked_writes: set[PeerWrite] = set()
+        """Writes under way for a Primary that had no disk when it sent them."""
+        self._settling = False
+        self._after_settling: list[Callable[[int], None]] = []
         self.application: Application = Application(self)
         self.exchange: Exchange = Exchange(self)
         self.resync: Resync = Resync(self)
@@ -178,7 +188,7 @@ class Volume:
         self._update_shortcuts()
         self._follow_data(old, new)
         self.resync.state_changed(old, new)
-        self._keep_superblock()
+        self.keep_superblock()
         if self.application.frozen:
             # Not before the peer has been told of this state: what it is sent depends on it.
             self.resource.soon(self.application.thaw)
@@ -275,6 +285,20 @@ class Volume:
         if store is self.store and self.state.disk in USABLE:
             superblock.flags = superblock.flags & ~STATE_FLAGS | self.state_flags()
             self._last_flags = superblock.flags
+            self._unsettled = self._unsettled or self._writing_here
+
+    def loaded_flags(self, flags: Flags) -> None:
+        """A disk is being attached: what its superblock says now."""
+        self._last_flags = flags
+        self._unsettled = False
+
+    @property
+    def _writing_here(self) -> bool:
+        """Writes begin or end on this disk that leave marks only in its activity log."""
+        state, log = self.state, self.activity_log_object
+        for_peer = state.peer is Role.Primary and state.pdsk < Disk.Inconsistent
+        in_use = bool(self.tracked_writes) or (log is not None and log.in_use)
+        return state.role is Role.Primary or for_peer or in_use
 
     def state_flags(self) -> Flags:
         state = self.state
@@ -283,9 +307,7 @@ class Volume:
             flags |= Flags.CONSISTENT
         if state.disk > Disk.Outdated:
             flags |= Flags.WAS_UP_TO_DATE
-        if state.role is Role.Primary or (
-            state.peer is Role.Primary and state.pdsk is Disk.Diskless
-        ):
+        if self._writing_here or self._unsettled:
             flags |= Flags.PRIMARY_IND
         if state.conn > Conn.WFReportParams:
             flags |= Flags.CONNECTED_IND
@@ -295,12 +317,53 @@ class Volume:
             flags |= Flags.CRASHED_PRIMARY
         return flags
 
-    def _keep_superblock(self) -> None:
+    def keep_superblock(self) -> None:
         """Write the superblock when the state has changed what its flags say."""
         if self.store is None or self.state.disk not in USABLE:
             return
         if self._last_flags & STATE_FLAGS != self.state_flags():
             self.write_superblock()
+        if self._writing_here:
+            self._touched = True
+        elif self._unsettled:
+            self.settle()
+
+    def settle(self, then: Callable[[int], None] | None = None) -> None:
+        """Data and bitmap on stable storage; only then may the superblock say that after a crash
+        the activity log need not be looked at. then(errno)."""
+        if then is not None:
+            self._after_settling.append(then)
+        store = self.store
+        if self._settling or store is None:
+            if store is None:
+                self.resource.soon(lambda: self._settled(0))
+            return
+        self._settling = True
+        self._touched = self._writing_here
+
+        def written(errno: int) -> None:
+            self._settling = False
+            if errno and self.store is store:
+                self.local_io_error("flush", 0, errno, store.data)
+            elif self.store is store and self._touched and not self._writing_here:
+                self.settle()
+                return
+            elif self.store is store and not self._writing_here:
+                self._unsettled = False
+            self.write_superblock(lambda failed: self._settled(errno or failed))
+
+        def flushed(errno: int) -> None:
+            if errno:
+                written(errno)
+            else:
+                store.bitmaps.write_dirty(written)
+
+        store.data.flush(flushed)
+
+    def _settled(self, errno: int) -> None:
+        waiting, self._after_settling = self._after_settling, []
+        for action in waiting:
+            action(errno)
 
     def write_superblock(self, then: Callable[[int], None] | None = None) -> None:
         """Make UUIDs, size and flags durable; a failure costs the disk."""
@@ -382,8 +445,17 @@ class Volume:
         bitmap = self.bitmap
         if bitmap is None:
             return
+        # A resync target asks for what it knows of; the bitmaps have been exchanged.
+        tell_peer = tell_peer or self.state.conn in (Conn.SyncSource, Conn.PausedSyncS)
         if bitmap.set_sectors(sector, nsectors) and tell_peer:
             self.exchange.send_out_of_sync(sector, nsectors)
+
+    def mark_unshared(self) -> None:
+        """Mark what is still on its way to the disk and will be out of sync: the bitmap that is
+        about to be sent has to have it."""
+        self.application.mark_unshared()
+        for write in self.tracked_writes:
+            self.mark_out_of_sync(write.sector, write.nsectors)
 
     def mark_in_sync(self, sector: int, nsectors: int) -> None:
         """These sectors are known equal and stable on both nodes. Partial blocks stay marked."""
@@ -441,14 +513,24 @@ class Volume:
 
     # --- the connection -----------------------------------------------------------------------
 
-    def start_full_sync(self, conn: Conn) -> None:
-        """StartingSyncS or StartingSyncT, agreed with the peer: all bits, then the resync itself."""
+    def start_full_sync(self, conn: Conn, then: Callable[[int], None] | None = None) -> None:
+        """StartingSyncS or StartingSyncT, agreed with the peer: all bits, then the resync itself.
+        then(errno) when a crash cannot undo it any more."""
         link, store = self.resource.replication.link, self.store
-        self.change(conn=conn)
+        if conn is Conn.StartingSyncT:
+            # The order stands also if the connection ends before the source has named the resync.
+            self.change(conn=conn, disk=Disk.Inconsistent)
+        else:
+            self.change(conn=conn)
         if self.state.conn is not conn or store is None:
-            return  # a disk has been lost since the two nodes agreed
+            # A disk has been lost since the two nodes agreed.
+            if then is not None:
+                self.resource.soon(partial(then, EIO))
+            return
 
         def marked(errno: int) -> None:
+            if then is not None:
+                then(errno)
             if errno:
                 self.local_io_error("bitmap write", 0, errno, store.data)
             elif self.state.conn is conn and self.resource.replication.link is link:

@@ -77,6 +77,9 @@ class DiskHistory(History):
         """The nodes that get what this Primary writes now, on disks that count."""
         holders = {"alice", "bob"}
         peer = self.pair.network.peer_of(primary.name)
+        other = self.pair.bob if peer == "bob" else self.pair.alice
+        if other.resource is None or other.r.conn is not Conn.Connected:
+            holders.discard(peer)
         for volume in primary.r.volumes.values():
             if volume.state.disk is not Disk.UpToDate:
                 holders.discard(primary.name)
@@ -157,6 +160,21 @@ class DiskHistory(History):
                 self._alone()
 
         return done
+
+    def _fail_over(self) -> None:
+        super()._fail_over()
+        self._diskless_promoted()
+
+    def _promote_wrongly(self) -> None:
+        if self.protocol != "C":
+            return  # what was completed before the connection was seen to be lost may be lost, too
+        super()._promote_wrongly()
+        self._diskless_promoted()
+
+    def _diskless_promoted(self) -> None:
+        """Its own disk may have a generation that the peer, whose data it uses, never heard of."""
+        for node in self._primaries():
+            self.split = self.split or not node.is_(disk=Disk.UpToDate)
 
     def _trim(self) -> None:
         primary = self._primary()
@@ -270,12 +288,18 @@ class DiskHistory(History):
             if volume.state.disk is not Disk.Diskless:
                 continue
             self._note(f"  {node.name}/{number}")
+            if node.r.role is Role.Primary and volume.state.conn < Conn.Connected:
+                # The peer may have begun a generation of its own for this Primary, unheard.
+                self.split = True
+            # What was completed without this disk is not on it.
+            self.accounts[number].forget_completions(node.name)
             if (node.name, number) in self.torn:
                 # The system has dropped what it could not write.
                 self.torn.discard((node.name, number))
                 node.media[number].power_loss(self.pair.rng)
-                self.accounts[number].forget_completions(node.name)
             self._try(lambda n=number: node.do(lambda done: node.attach(n, done), 60))
+            if node.r.role is Role.Primary and volume.state.conn < Conn.Connected:
+                self.split = True
 
     # --- resync -------------------------------------------------------------------------------
 
@@ -285,7 +309,8 @@ class DiskHistory(History):
             return
         number = self.rng.randrange(self.volumes)
         alone = node.volume(number).state.conn < Conn.Connected
-        if alone and not self.current - {node.name}:
+        others = [n for n in self.nodes if n is not node and n.is_(disk=Disk.UpToDate)]
+        if alone and not (others and self.current - {node.name}):
             return
         self._note(f"  {node.name}/{number}")
         if alone:
@@ -331,6 +356,8 @@ class DiskHistory(History):
                 # What two nodes that are connected cannot agree on, a new connection settles.
                 for node in self.nodes:
                     self._try(node.disconnect)
+                    if self.split and turn > 2:
+                        self._try(node.secondary)
                     self._attach_all(node)
             self._connect()
             for node in self.nodes:
@@ -342,7 +369,26 @@ class DiskHistory(History):
                 self._attach_all(node)
             self._give_up_lost_use()
             self.pair.run(20)
-        super().heal()
+        self._copy_marked()
+        try:
+            super().heal()
+        except OSError:
+            # A flush says once that something has been lost; from then on all is well again.
+            for node in self._primaries():
+                node.flush()
+            self.pair.run(30)
+
+    def _copy_marked(self) -> None:
+        """Marks without a reason to synchronise, of an order that a crash has undone: a person has
+        to say what is to be copied."""
+        for number in range(self.volumes):
+            marked = [n for n in self.nodes if (b := n.volume(number).bitmap) and b.weight]
+            if self._together() and marked:
+                self._note(f"  {number} is copied because of marks")
+                self._try(
+                    lambda n=number: self.pair.bob.do(lambda d: self.pair.bob.r.invalidate(n, d))
+                )
+                self.pair.run(60)
 
     def _give_up_lost_use(self) -> None:
         """A Primary that has lost sight of its data cannot go on with another generation."""
@@ -358,7 +404,9 @@ class DiskHistory(History):
             problems += account.violations("alice", alice)
             if alice != bob:
                 differing = [
-                    i for i in range(0, len(alice), 4096) if alice[i : i + 4096] != bob[i : i + 4096]
+                    i
+                    for i in range(0, len(alice), 4096)
+                    if alice[i : i + 4096] != bob[i : i + 4096]
                 ]
                 problems.append(
                     f"volume {number}: {len(differing)} blocks differ, first {differing[0]}"

@@ -68,6 +68,8 @@ class FakeVolume:
     settings: Any = field(default_factory=lambda: SimpleNamespace(disk=DiskSettings()))
     marked: list[tuple[int, int]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    tracking: int = 0
+    tracked_writes: set[Any] = field(default_factory=set)
 
     def mark_out_of_sync(self, sector: int, nsectors: int) -> None:
         self.marked.append((sector, nsectors))
@@ -75,6 +77,15 @@ class FakeVolume:
     def local_io_error(self, what: str, sector: int, error: int, disk: Any = None) -> None:
         self.errors.append(what)
         self.data_disk = None
+
+    def track_for_peer(self) -> None:
+        self.tracking += 1
+
+    def after_generation(self, action: Callable[[], None]) -> None:
+        action()
+
+    def keep_superblock(self) -> None:
+        """Flags follow from what is under way; the superblock is another test's matter."""
 
 
 class SlowDisk:
@@ -407,6 +418,7 @@ def test_where_the_sender_has_no_disk_the_activity_log_names_the_write_while_it_
     assert [word for word, _first, _last in calls] == ["begin", "end"]
     assert calls[0][1:] == calls[1][1:] == (0, 1)
     assert rig.volume.marked == [(8188, 8)]
+    assert rig.volume.tracking == 1, "from a base on"
 
 
 # --- memory --------------------------------------------------------------------------------------

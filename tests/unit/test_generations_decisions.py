@@ -204,11 +204,11 @@ def second_opinion(own: Slots, peer: Slots, crash: str, roles: str, arbiter: boo
         if roles != "SS":
             return {"PP": -100, "PS": 1, "SP": -1}[roles]
         return {"x-": 1, "-x": -1, "xx": -1 if arbiter else 1}[crash]
-    if c == pb or (c == ph0 and ph0 + SYNC_STEP == pb):
+    if c == pb or c + SYNC_STEP == pb:
         return -1
     if c in (ph0, ph1):
         return -2
-    if b == pc or (h0 == pc and h0 + SYNC_STEP == b):
+    if b == pc or pc + SYNC_STEP == b:
         return 1
     if pc in (h0, h1):
         return 2
