@@ -277,7 +277,7 @@ class Application:
 
     def _is_kept(self, write: Write) -> bool:
         """Some copy that counts has it: not one on a disk that was given up since."""
-        here = write.local is Part.OK and self._volume.state.disk is Disk.UpToDate
+        here = write.local is Part.OK and self.counts
         return here or write.net is Part.OK
 
     def _complete(self, write: Write) -> None:
@@ -330,6 +330,11 @@ class Application:
     def flush_failed_locally(self, errno: int, disk: DiskPort | None) -> None:
         self._volume.local_io_error("flush", 0, errno, disk)
 
+    @property
+    def counts(self) -> bool:
+        """Whether the copy on the local disk is one that will be used again."""
+        return self._volume.state.disk is Disk.UpToDate
+
     def take_lost(self) -> bool:
         """Whether something completed was lost since this was last asked."""
         lost, self._lost = self._lost, False
@@ -371,12 +376,23 @@ class Application:
 class _FlushOutcome:
     """Joins the local and the remote half of a flush: one of them has to be good, both ended."""
 
-    __slots__ = ("_answer", "_application", "_disk", "_local", "_remote_ok", "remote_pending")
+    __slots__ = (
+        "_answer",
+        "_application",
+        "_counted",
+        "_disk",
+        "_local",
+        "_remote_ok",
+        "remote_pending",
+    )
 
     def __init__(self, application: Application, answer: Done, disk: DiskPort | None) -> None:
         self._application = application
         self._answer = answer
         self._disk = disk
+        self._counted = application.counts
+        """The local copy was a good one when the flush began. If it is given up meanwhile, the peer
+        has all of it (see admin.detach), or what is lost is told (take_lost)."""
         self._local: int | None = None
         self._remote_ok = False
         self.remote_pending = False
@@ -395,7 +411,8 @@ class _FlushOutcome:
     def _join(self) -> None:
         if self._local is None or self.remote_pending:
             return
-        result = 0 if self._remote_ok or not self._local else self._local
+        here = not self._local and self._counted
+        result = 0 if self._remote_ok or here else self._local or EIO
         if self._application.take_lost():
             result = result or EIO
         if self._remote_ok:

@@ -204,7 +204,7 @@ class Replication:
         self.close_epoch()
         if self.link is None:
             return False
-        alone = volume.data_disk is None
+        alone = volume.state.disk is not Disk.UpToDate
         if not alone and (self._protocol != "C" or volume.state.pdsk is not Disk.UpToDate):
             return False
         if self.log.wait_stable(done):

@@ -68,6 +68,8 @@ class DiskHistory(History):
         self.torn: set[tuple[str, int]] = set()
         """(node, volume) whose disk has lost what a failed flush should have kept."""
         self.complaints: list[str] = []
+        self.ambiguous = False
+        """A split brain may be suspected that is none: where nothing is lost by it, it is allowed."""
         self.powerless: set[str] = set()
         """Nodes that have lost power since both were last in sync."""
 
@@ -99,6 +101,7 @@ class DiskHistory(History):
         together = self._together()
         if together:
             self.powerless.clear()
+            self.ambiguous = False
         self.account = self.accounts[0]
         discarded = self.discarded
         super()._note_current()
@@ -162,6 +165,9 @@ class DiskHistory(History):
         return done
 
     def _fail_over(self) -> None:
+        self._alone()
+        if self.pair.network.cut:
+            self.ambiguous = True  # the Primary may not have seen yet that it is alone
         super()._fail_over()
         self._diskless_promoted()
 
@@ -174,7 +180,7 @@ class DiskHistory(History):
     def _diskless_promoted(self) -> None:
         """Its own disk may have a generation that the peer, whose data it uses, never heard of."""
         for node in self._primaries():
-            self.split = self.split or not node.is_(disk=Disk.UpToDate)
+            self.ambiguous = self.ambiguous or not node.is_(disk=Disk.UpToDate)
 
     def _trim(self) -> None:
         primary = self._primary()
@@ -288,9 +294,8 @@ class DiskHistory(History):
             if volume.state.disk is not Disk.Diskless:
                 continue
             self._note(f"  {node.name}/{number}")
-            if node.r.role is Role.Primary and volume.state.conn < Conn.Connected:
-                # The peer may have begun a generation of its own for this Primary, unheard.
-                self.split = True
+            # The peer may have begun a generation of its own for this Primary, unheard.
+            self.ambiguous = self.ambiguous or node.r.role is Role.Primary
             # What was completed without this disk is not on it.
             self.accounts[number].forget_completions(node.name)
             if (node.name, number) in self.torn:
@@ -298,8 +303,6 @@ class DiskHistory(History):
                 self.torn.discard((node.name, number))
                 node.media[number].power_loss(self.pair.rng)
             self._try(lambda n=number: node.do(lambda done: node.attach(n, done), 60))
-            if node.r.role is Role.Primary and volume.state.conn < Conn.Connected:
-                self.split = True
 
     # --- resync -------------------------------------------------------------------------------
 
@@ -322,6 +325,8 @@ class DiskHistory(History):
         if node is None or node.name not in self.current or self.split:
             return
         number = self.rng.randrange(self.volumes)
+        if node.disks[number].fails is not None:
+            return  # to give up the other copy while this one is failing is no good idea
         self._note(f"  {node.name}/{number}")
         if node.volume(number).state.conn < Conn.Connected and node.r.role is Role.Primary:
             self.current = {node.name}
@@ -356,7 +361,7 @@ class DiskHistory(History):
                 # What two nodes that are connected cannot agree on, a new connection settles.
                 for node in self.nodes:
                     self._try(node.disconnect)
-                    if self.split and turn > 2:
+                    if (self.split or self.ambiguous) and turn > 2:
                         self._try(node.secondary)
                     self._attach_all(node)
             self._connect()
@@ -370,6 +375,7 @@ class DiskHistory(History):
             self._give_up_lost_use()
             self.pair.run(20)
         self._copy_marked()
+        self.split = self.split or self.ambiguous
         try:
             super().heal()
         except OSError:

@@ -333,6 +333,8 @@ class History:
         node = self.rng.choice(running)
         if node.r.role is Role.Primary:
             return
+        if self.protocol != "C" and self._primary() is not None:
+            return  # what that one completes before it sees that it is alone may be lost with it
         self._note(f"  {node.name}")
         before = set(self.current)
         self._try(node.primary)

@@ -75,7 +75,7 @@ def activity_log_skipped(put: Callable[[Any, str, Any], None]) -> None:
 
 @mutant("an evicted extent's bitmap pages are not written first")
 def eviction_without_bitmap(put: Callable[[Any, str, Any], None]) -> None:
-    put(Volume, "_before_evict", lambda self, extents, then: then(0))
+    put(Volume, "before_evict", lambda self, extents, then: then(0))
 
 
 @mutant("writes complete while the new generation is still on its way to the disk")

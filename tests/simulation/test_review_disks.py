@@ -11,7 +11,8 @@ from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.errors import ReplicatorError
 from replicator.metadata.superblock import Superblock
-from tests.simulation.pair import MIB, Pair
+from tests.simulation import world
+from tests.simulation.pair import MIB, Pair, create_md
 from tests.simulation.scripted import ScriptedPeer, synced_alice
 
 
@@ -233,3 +234,176 @@ def test_a_diskless_primary_refuses_a_peer_with_other_data():
     pair.network.cut = set()
     pair.run_until(lambda: pair.alice.is_(Conn.StandAlone))
     assert "generation" in pair.alice.r.last_error
+
+
+def test_a_target_that_has_not_begun_does_not_become_current_when_the_source_loses_its_disk():
+    pair = Pair()
+    pair.up_synced()
+    pair.bob.kill()
+    pair.run(0.1)
+    pair.alice.write(0, b"new" * 1024 + bytes(1024))
+    limit = len(pair.alice.data())
+    pair.alice.disks[0].slow = lambda _kind, offset, _length: 5.0 if offset >= limit else 0.0
+    pair.bob.up()
+    pair.run_until(lambda: pair.bob.is_(Conn.WFSyncUUID), 15)
+    pair.alice.r.detach(0, True, lambda _error: None)
+    pair.run(20)
+    assert pair.alice.is_(disk=Disk.Diskless)
+    assert pair.bob.is_(disk=Disk.Outdated)
+    with pytest.raises(OSError):
+        pair.alice.read(0, 4096)
+
+
+def test_without_any_good_copy_nothing_is_written_or_read():
+    pair = Pair()
+    pair.up_synced()
+    pair.alice.volume().store.uuids.mark_role(True)
+    pair.bob.kill()
+    pair.run(0.1)
+    pair.alice.volume().change(disk=Disk.Outdated)
+    with pytest.raises(OSError):
+        pair.alice.write(0, bytes(4096))
+    with pytest.raises(OSError):
+        pair.alice.read(0, 4096)
+    with pytest.raises(OSError):
+        pair.alice.flush()
+
+
+@pytest.mark.parametrize("second", ["alice", "bob"])
+def test_an_order_for_a_full_sync_is_not_turned_round_by_another(second):
+    pair = Pair()
+    pair.up_synced()
+    pair.alice.r.invalidate_remote(0, lambda _error: None)
+    pair.run_until(lambda: pair.alice.is_(Conn.StartingSyncS))
+    node = {"alice": pair.alice, "bob": pair.bob}[second]
+    with pytest.raises(ReplicatorError):
+        node.do(lambda done: node.r.invalidate_remote(0, done))
+    pair.settle()
+    assert pair.alice.data() == pair.bob.data()
+
+
+def test_an_invalidated_copy_is_not_trusted_again_because_the_connection_broke():
+    pair = Pair()
+    pair.up_synced()
+    pair.bob.media[0].current[8192:12288] = b"!" * 4096
+    pair.bob.do(lambda done: pair.bob.r.invalidate(0, done))
+    pair.network.break_all()
+    pair.run(0.1)
+    pair.bob.power_loss()
+    pair.bob.up()
+    pair.settle()
+    assert pair.alice.data() == pair.bob.data()
+
+
+def test_a_primary_that_attaches_its_disk_while_alone_begins_a_generation():
+    pair = Pair()
+    pair.up_synced()
+    pair.bob.kill()
+    pair.run(0.1)
+    before = pair.alice.volume().store.uuids.current
+    detach(pair.alice, force=True)
+    attach(pair.alice)
+    pair.run(0.1)
+    pair.alice.write(0, b"x" * 4096)
+    assert pair.alice.volume().store.uuids.current != before
+    pair.bob.up()
+    pair.settle()
+    assert pair.bob.data()[:4096] == b"x" * 4096
+
+
+def test_a_disk_is_not_given_up_for_a_peer_that_is_lost_while_it_is_asked():
+    pair = Pair()
+    pair.up_synced()
+    pair.network.cut = {"alice", "bob"}
+    answers = []
+    pair.alice.r.detach(0, False, answers.append)
+    pair.run(20)
+    assert isinstance(answers[0], ReplicatorError)
+    assert pair.alice.is_(disk=Disk.UpToDate)
+
+
+def test_marks_for_a_diskless_primary_survive_a_power_loss_after_it_has_gone():
+    pair = Pair(disk=DiskSettings(al_extents=67, c_max_rate=0))
+    pair.up_synced()
+    detach(pair.alice)
+    pair.run(0.1)
+    pair.alice.write(8192, b"w" * 4096)
+    pair.alice.flush()
+    pair.alice.kill()
+    for _ in range(40):
+        pair.run(0.0001)
+    pair.run_until(lambda: pair.bob.is_(Conn.WFConnection))
+    pair.bob.power_loss()
+    pair.bob.up()
+    pair.alice.up()
+    pair.settle()
+    assert pair.alice.data()[8192:12288] == b"w" * 4096
+
+
+def test_a_write_under_way_for_a_diskless_primary_is_copied_to_the_disk_that_it_attaches():
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.run(0.1)
+    bob = pair.bob
+    bob.disks[0].slow = lambda kind, offset, _length: (
+        3.0 if kind == "write" and offset == 8192 else 0.0
+    )
+    pair.alice.volume().write(8192, b"w" * 4096, False, lambda _errno: None)
+    pair.run(0.01)
+    bob.disks[0].slow = None
+    attach(pair.alice)
+    pair.run(10)
+    pair.settle()
+    assert pair.alice.data() == pair.bob.data()
+    assert pair.alice.data()[8192:12288] == b"w" * 4096
+
+
+def test_resync_data_that_an_application_has_overtaken_is_not_written():
+    """A Primary whose own copy is the target writes where it has asked for the source's data."""
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.run(0.1)
+    pair.alice.write(8192, b"1" * 4096)
+    pair.bob.disks[0].slow = lambda kind, offset, length: (
+        0.5 if kind == "read" and offset == 8192 else 0.0
+    )
+    attach(pair.alice)
+    pair.run_until(lambda: pair.alice.is_(Conn.SyncTarget))
+    pair.run_until(lambda: pair.alice.volume().resync.outstanding > 0)
+    pair.alice.volume().write(8192, b"2" * 4096, False, lambda _errno: None)
+    pair.settle()
+    pair.run(1)
+    assert pair.alice.data()[8192:12288] == b"2" * 4096
+    assert pair.bob.data()[8192:12288] == b"2" * 4096
+
+
+def test_requests_wait_while_the_handshake_about_an_attached_disk_is_open():
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.run(0.1)
+    answers = []
+    pair.alice.attach(0, answers.append)
+    pair.run_until(lambda: pair.alice.is_(disk=Disk.Negotiating))
+    pair.alice.volume().write(0, b"x" * 4096, False, answers.append)
+    assert pair.alice.volume().application.frozen == 1
+    pair.settle()
+    pair.run(1)
+    assert answers == [None, 0]
+    assert pair.alice.data() == pair.bob.data()
+
+
+def test_a_disk_smaller_than_what_is_in_use_is_not_attached():
+    pair = Pair(size=8 * MIB)
+    pair.up_synced()
+    detach(pair.alice)
+
+    small = world.Medium(4 * MIB)
+    create_md(small)
+    pair.alice.media[0] = small
+    size = pair.alice.volume().size
+    with pytest.raises(ReplicatorError):
+        attach(pair.alice)
+    assert pair.alice.volume().size == size
