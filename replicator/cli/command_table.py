@@ -164,6 +164,15 @@ GROUPS = (
                 "invalidate-remote", Takes.VOLUMES, "commands_state:invalidate_remote",
                 "declare the peer's data bad: all of it is copied to the peer",
             ),
+            Command(
+                "new-current-uuid", Takes.VOLUMES, "commands_state:new_current_uuid",
+                "begin a new data generation",
+                "With --clear-bitmap, on one node, while both disks are fresh from create-md and "
+                "Connected: they are declared equal and the first synchronisation is skipped. Right "
+                "if both hold the same, or if nothing on them is read before it is written. Else it "
+                "needs a resource that is StandAlone.",
+                (Option(("--clear-bitmap",), "count the peer's copy as equal to this one"),),
+            ),
             Command("pause-sync", Takes.VOLUMES, "commands_state:pause_sync", "pause the resync"),
             Command(
                 "resume-sync", Takes.VOLUMES, "commands_state:resume_sync",

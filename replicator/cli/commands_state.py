@@ -177,6 +177,11 @@ def detach(context: Context) -> int:
     return _for_volumes(context, "detach", force=bool(context.options["force"]))
 
 
+def new_current_uuid(context: Context) -> int:
+    clear = bool(context.options["clear_bitmap"])
+    return _for_volumes(context, "new-current-uuid", clear_bitmap=clear)
+
+
 def invalidate(context: Context) -> int:
     return _for_volumes(context, "invalidate")
 

@@ -8,16 +8,25 @@ right one. Nothing is read and nothing is done here.
 from __future__ import annotations
 
 import argparse
-import difflib
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from replicator.cli.command_table import COMMANDS, GLOBAL_OPTIONS, GROUPS, Command, Option, Takes
+from replicator.config.words import nearest
 from replicator.errors import UsageError
 
 PROGRAM = "replicator"
+INSTEAD = {
+    "adjust": "A changed configuration takes effect after: replicator down R; replicator up R",
+    "syncer": "A changed configuration takes effect after: replicator down R; replicator up R",
+    "resize": "See 'Moving and growing disks' in the operator guide",
+    "check-resize": "See 'Moving and growing disks' in the operator guide",
+    "state": "Its name is: replicator role",
+    "hidden-commands": "All commands: replicator --help",
+}
+"""What to do without the commands of drbdadm 8.4 that are not here."""
 HELP_WORDS = frozenset({"-h", "--help"})
 VERSION_WORDS = frozenset({"-V", "--version"})
 
@@ -66,15 +75,11 @@ def find_command(name: str) -> Command:
     """Raises UsageError that suggests the nearest command."""
     if name in COMMANDS:
         return COMMANDS[name]
+    if name in INSTEAD:
+        raise UsageError(f"{PROGRAM} has no command '{name}'", hint=INSTEAD[name])
     near = nearest(name, COMMANDS)
     hint = f"Did you mean '{near}'?" if near else f"Try: {PROGRAM} --help"
     raise UsageError(f"Unknown command '{name}'", hint=hint)
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """The choice most like `word`, "" if none is near."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return found[0] if found else ""
 
 
 def _check_count(command: Command, names: list[str]) -> None:

@@ -21,7 +21,7 @@ from protocol.packets import (
     encode,
 )
 from protocol.states import Conn, Role
-from replicator.engine import admin
+from replicator.engine import admin, new_current
 from replicator.engine.cluster import Cluster
 from replicator.engine.dispatch import dispatch
 from replicator.engine.establish import Establisher, Sockets
@@ -136,6 +136,9 @@ class Resource:
 
     def detach(self, volume: int, force: bool, done: AdminDone) -> None:
         admin.detach(self.volumes[volume], force, done)
+
+    def new_current_uuid(self, volume: int, clear_bitmap: bool, done: AdminDone) -> None:
+        new_current.new_current_uuid(self.volumes[volume], clear_bitmap, done)
 
     def invalidate(self, volume: int, done: AdminDone) -> None:
         admin.invalidate(self.volumes[volume], done)

@@ -104,6 +104,10 @@ def _detach(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
     daemon.engine.detach(args["volume"], args["force"], _finish(reply))
 
 
+def _new_current_uuid(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.new_current_uuid(args["volume"], args["clear_bitmap"], _finish(reply))
+
+
 def _invalidate(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
     daemon.engine.invalidate(args["volume"], _finish(reply))
 
@@ -133,6 +137,7 @@ COMMANDS: dict[str, Command] = {
     "disconnect": Command(_disconnect, {"force": bool}),
     "attach": Command(_attach, {"volume": int}),
     "detach": Command(_detach, {"volume": int, "force": bool}),
+    "new-current-uuid": Command(_new_current_uuid, {"volume": int, "clear_bitmap": bool}),
     "invalidate": Command(_invalidate, {"volume": int}),
     "invalidate-remote": Command(_invalidate_remote, {"volume": int}),
     "pause-sync": Command(_pause_sync, {"volume": int}),

@@ -84,6 +84,19 @@ def test_an_unknown_command_suggests_the_nearest() -> None:
     assert caught.value.exit_code == 1
 
 
+def test_a_word_that_is_like_no_command_suggests_none() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(["nonsense", "r0"])
+    assert caught.value.hint == "Try: replicator --help"
+
+
+def test_a_command_of_drbdadm_that_is_not_here_says_what_to_do_instead() -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(["syncer", "r0"])
+    assert caught.value.message == "replicator has no command 'syncer'"
+    assert "replicator down R; replicator up R" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("line", "part"),
     [
