@@ -15,8 +15,8 @@ from collections.abc import Callable
 from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
 from tests.simulation import histories
-from tests.simulation.histories import BLOCKS_IN_USE, SIZE, Account, Act, History
-from tests.simulation.pair import Node, Pair
+from tests.simulation.histories import PLACES, SIZE, Account, Act, History
+from tests.simulation.pair import Node, Pair, differing_blocks
 
 WEIGHTS = {
     **histories.WEIGHTS,
@@ -36,6 +36,7 @@ KINDS = ("read", "write", "flush", "metadata")
 
 def invent(seed: int, steps: int) -> list[Act]:
     rng = random.Random(f"disk acts {seed}")
+    steps = steps or rng.choice(histories.LENGTHS)
     chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=steps)
     return [Act(name, rng.getrandbits(48)) for name in chosen]
 
@@ -43,7 +44,7 @@ def invent(seed: int, steps: int) -> list[Act]:
 class DiskHistory(History):
     """One invented history; run() plays it, heals everything, and checks."""
 
-    def __init__(self, seed: int, steps: int = 60, acts: list[Act] | None = None) -> None:
+    def __init__(self, seed: int, steps: int = 0, acts: list[Act] | None = None) -> None:
         super().__init__(seed, steps, invent(seed, steps) if acts is None else acts)
         rng = self.rng
         self.volumes = rng.choice((1, 1, 2))
@@ -138,8 +139,7 @@ class DiskHistory(History):
 
     def _place(self) -> tuple[int, range]:
         volume = self.rng.randrange(self.volumes)
-        block = self.rng.randrange(BLOCKS_IN_USE) * 31
-        first = block * 8 + self.rng.randrange(8)
+        first = self.rng.choice(PLACES) * 8 + self.rng.randrange(8)
         return volume, range(first, first + self.rng.choice((1, 3, 8, 8, 17)))
 
     def _write(self, primary: Node) -> None:
@@ -251,7 +251,7 @@ class DiskHistory(History):
         node, number = chosen
         kind = self.rng.choice(KINDS)
         chance = random.Random(self.rng.random())
-        limit = len(node.data(number))
+        limit = node.data_size(number)
         self._note(f"  {node.name}/{number}: {kind}")
 
         def fails(what: str, offset: int, _length: int) -> int:
@@ -406,16 +406,11 @@ class DiskHistory(History):
     def check(self) -> None:
         problems = list(self.complaints)
         for number, account in enumerate(self.accounts):
-            alice, bob = (node.data(number) for node in self.nodes)
-            problems += account.violations("alice", alice)
-            if alice != bob:
-                differing = [
-                    i
-                    for i in range(0, len(alice), 4096)
-                    if alice[i : i + 4096] != bob[i : i + 4096]
-                ]
+            alice, bob = self.nodes
+            problems += account.violations("alice", alice.media[number])
+            if differing := differing_blocks(alice, bob, number):
                 problems.append(
-                    f"volume {number}: {len(differing)} blocks differ, first {differing[0]}"
+                    f"volume {number}: {len(differing)} blocks differ, the first is {differing[0]}"
                 )
             for node in self.nodes:
                 problems += self._left_over(node, number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 
 from protocol.states import Conn, Disk, Role
 from replicator.engine.resource import Ports, Resource
@@ -16,7 +17,7 @@ from replicator.engine.settings import (
 )
 from replicator.engine.volume import Volume
 from replicator.errors import ReplicatorError
-from replicator.metadata.activity_log import decode_block, initialized_block, replay
+from replicator.metadata.activity_log import initialized_block, replay
 from replicator.metadata.layout import Placement, geometry
 from replicator.metadata.superblock import Flags, Superblock
 from tests.simulation import world
@@ -157,11 +158,13 @@ class Node:
         if results[0]:
             raise OSError(results[0], "i/o")
 
+    def data_size(self, number: int = 0) -> int:
+        """Bytes of the data area."""
+        return geometry(self.media[number].size, INTERNAL).max_data_sectors << 9
+
     def data(self, number: int = 0) -> bytes:
         """The data area as it is read now."""
-        medium = self.media[number]
-        size = geometry(medium.size, INTERNAL).max_data_sectors << 9
-        return bytes(medium.current[:size])
+        return self.media[number].read(0, self.data_size(number))
 
     def is_(
         self,
@@ -219,6 +222,18 @@ class Pair:
         self.alice.primary(force=True)
         self.settle()
 
+    def up_prepared(self) -> None:
+        """As up_synced, with disks on which the first full sync was done long ago."""
+        for node in (self.alice, self.bob):
+            for medium, prepared in zip(node.media, self._prepared(node.name), strict=True):
+                medium.take_over(prepared)
+        self.up()
+        self.alice.primary()
+        self.settle()
+
+    def _prepared(self, name: str) -> list[world.Medium]:
+        return synced_media(tuple(medium.size for medium in self.alice.media))[name]
+
     def settle(self, limit: float = 120.0) -> None:
         self.run_until(lambda: self.alice.synced and self.bob.synced, limit)
 
@@ -247,38 +262,50 @@ class Pair:
         )
 
 
+@cache
+def synced_media(sizes: tuple[int, ...]) -> dict[str, list[world.Medium]]:
+    """Empty disks of two nodes that have once been synchronised and then stopped in good order."""
+    pair = Pair(0, sizes[0], len(sizes))
+    pair.up_synced()
+    pair.alice.secondary()
+    for node in (pair.bob, pair.alice):
+        node.disconnect()
+        for number in range(len(sizes)):
+            node.do(lambda done, n=node, v=number: n.r.detach(v, False, done))
+    return {node.name: node.media for node in (pair.alice, pair.bob)}
+
+
 def create_md(medium: world.Medium) -> None:
     layout = geometry(medium.size, INTERNAL)
-    put(medium, layout.sb_offset, Superblock.fresh(layout).encode())
-    for block in range(layout.al_blocks):
-        put(medium, layout.al_offset + 4096 * block, initialized_block())
+    medium.put(layout.sb_offset, Superblock.fresh(layout).encode())
+    medium.put(layout.al_offset, initialized_block() * layout.al_blocks)
 
 
-def put(medium: world.Medium, offset: int, data: bytes) -> None:
-    for image in (medium.stable, medium.current):
-        image[offset : offset + len(data)] = data
+def differing_blocks(one: Node, other: Node, number: int = 0) -> list[int]:
+    """The 4 KiB blocks of the data areas that differ now, ascending."""
+    ours, theirs = one.media[number].pages, other.media[number].pages
+    if ours == theirs:
+        return []
+    end = geometry(one.media[number].size, INTERNAL).max_data_sectors >> 3
+    pages = ours.keys() | theirs.keys()
+    return sorted(p for p in pages if p < end and ours.get(p) != theirs.get(p))
 
 
 def apply_al(medium: world.Medium) -> None:
     """What `up` does before attaching: the same as the product's apply-al, on the pretended disk."""
     layout = geometry(medium.size, INTERNAL)
-    image = medium.current
-    superblock = Superblock.decode(bytes(image[layout.sb_offset : layout.sb_offset + 4096]))
-    blocks = [
-        bytes(image[o : o + 4096])
-        for o in range(layout.al_offset, layout.al_offset + 4096 * layout.al_blocks, 4096)
-    ]
-    found = replay(blocks)
+    superblock = Superblock.decode(medium.read(layout.sb_offset, 4096))
+    ring = medium.read(layout.al_offset, 4096 * layout.al_blocks)
+    found = replay([ring[at : at + 4096] for at in range(0, len(ring), 4096)])
     if superblock.flags & Flags.PRIMARY_IND:
-        limit = layout.bm_offset + ((superblock.la_size_sect + 7) // 8 + 7) // 8
+        bits = bytearray(medium.read(layout.bm_offset, layout.bm_bytes))
+        limit = ((superblock.la_size_sect + 7) // 8 + 7) // 8
         for extent in found.active_extents:
-            start = layout.bm_offset + 128 * extent
-            end = min(start + 128, limit)
+            start, end = 128 * extent, min(128 * extent + 128, limit)
             if start < end:
-                put(medium, start, b"\xff" * (end - start))
-    for block in range(layout.al_blocks):
-        put(medium, layout.al_offset + 4096 * block, initialized_block())
-    assert decode_block is not None
+                bits[start:end] = b"\xff" * (end - start)
+        medium.put(layout.bm_offset, bytes(bits))
+    medium.put(layout.al_offset, initialized_block() * layout.al_blocks)
     superblock.clean = True
     superblock.flags |= Flags.AL_CLEAN
-    put(medium, layout.sb_offset, superblock.encode())
+    medium.put(layout.sb_offset, superblock.encode())

@@ -11,10 +11,9 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
-SECTOR = 512
+from tests.simulation.medium import Medium
 
 
 class Timer:
@@ -95,30 +94,6 @@ class OwnedClock:
             action()
 
 
-@dataclass
-class Medium:
-    """What stays of a disk when its node is gone: stable content, and unflushed sectors."""
-
-    size: int
-    stable: bytearray = field(init=False)
-    current: bytearray = field(init=False)
-    unflushed: set[int] = field(default_factory=set)
-    """Sectors whose current content is not stable."""
-
-    def __post_init__(self) -> None:
-        self.stable = bytearray(self.size)
-        self.current = bytearray(self.size)
-
-    def power_loss(self, rng: random.Random) -> None:
-        """Each unflushed sector is kept or lost on its own: so a block may be torn."""
-        for sector in sorted(self.unflushed):
-            start = sector * SECTOR
-            if rng.random() < 0.5:
-                self.stable[start : start + SECTOR] = self.current[start : start + SECTOR]
-        self.current[:] = self.stable
-        self.unflushed.clear()
-
-
 class Disk:
     """A medium as one running node sees it: calls take time, and end when the node ends."""
 
@@ -153,7 +128,7 @@ class Disk:
     def read(self, offset: int, length: int, done: Callable[[int, bytes], None]) -> None:
         def act() -> None:
             error = self._error("read", offset, length)
-            done(error, b"" if error else bytes(self.medium.current[offset : offset + length]))
+            done(error, b"" if error else self.medium.read(offset, length))
 
         self._later(act, "read", offset, length)
 
@@ -169,47 +144,37 @@ class Disk:
         self._later(act, "write", offset, len(data))
 
     def _put(self, offset: int, data: bytes) -> None:
-        assert offset % SECTOR == 0 and len(data) % SECTOR == 0
         self.writes += 1
-        self.medium.current[offset : offset + len(data)] = data
-        first = offset // SECTOR
-        self.medium.unflushed.update(range(first, first + len(data) // SECTOR))
+        self.medium.write(offset, data)
 
     def write_durable(self, offset: int, data: Any, done: Callable[[int], None]) -> None:
         data = bytes(data)
-        before = set(self.medium.unflushed)
+        before = self.medium.seal()
 
         def pre_flushed() -> None:
-            self._stabilise(before)
+            self.medium.settle(before)
             error = self._error("write", offset, len(data))
             if error:
                 done(error)
                 return
             self._put(offset, data)
-            self._later(written)
+            own = self.medium.seal()
+            self._later(lambda: written(own))
 
-        def written() -> None:
-            first = offset // SECTOR
-            self._stabilise(set(range(first, first + len(data) // SECTOR)))
+        def written(own: int) -> None:
+            self.medium.settle_only(own, offset, len(data))
             done(0)
 
         self._later(pre_flushed, "write_durable", offset, len(data))
 
-    def _stabilise(self, sectors: set[int]) -> None:
-        medium = self.medium
-        for sector in sectors & medium.unflushed:
-            start = sector * SECTOR
-            medium.stable[start : start + SECTOR] = medium.current[start : start + SECTOR]
-        medium.unflushed -= sectors
-
     def flush(self, done: Callable[[int], None]) -> None:
-        before = set(self.medium.unflushed)
+        before = self.medium.seal()
 
         def act() -> None:
             error = self._error("flush", 0, 0)
             if not error:
                 self.flushes += 1
-                self._stabilise(before)
+                self.medium.settle(before)
             done(error)
 
         self._later(act, "flush")

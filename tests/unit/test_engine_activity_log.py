@@ -19,6 +19,7 @@ from replicator.metadata.activity_log import Bad, decode_block, initialized_bloc
 from replicator.metadata.bitmap import Bitmap
 from replicator.metadata.layout import Geometry, Placement, geometry
 from tests.simulation import world
+from tests.simulation.medium import Image
 
 BITS_PER_EXTENT = 1024
 
@@ -78,8 +79,7 @@ class Rig:
         self.geometry: Geometry = geometry(self.medium.size, Placement("flexible"), stripes)
         for block in range(self.geometry.al_blocks):
             offset = self.geometry.al_offset + 4096 * block
-            for image in (self.medium.stable, self.medium.current):
-                image[offset : offset + 4096] = initialized_block()
+            self.medium.put(offset, initialized_block())
         self.disk = world.Disk(self.medium, world.OwnedClock(self.clock), self.rng)
         self.recorder = Recorder(self.disk)
         self.extent_count = extent_count
@@ -126,7 +126,7 @@ class Rig:
                 del self.referenced[extent]
         self.log.end(first, last)
 
-    def replay(self, image: bytearray) -> set[int]:
+    def replay(self, image: Image) -> set[int]:
         geo = self.geometry
         ring = bytes(image[geo.al_offset : geo.al_offset + 4096 * geo.al_blocks])
         if ring != self._replayed[0]:

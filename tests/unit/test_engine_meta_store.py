@@ -16,7 +16,7 @@ from replicator.metadata.bitmap import Bitmap
 from replicator.metadata.layout import Placement, geometry
 from replicator.metadata.superblock import Flags, Superblock
 from tests.simulation import world
-from tests.simulation.pair import INTERNAL, MIB, create_md, put
+from tests.simulation.pair import INTERNAL, MIB, create_md
 
 PAGE = 4096
 BITS_PER_PAGE = PAGE * 8
@@ -303,7 +303,7 @@ def change_superblock(rig: Rig, **fields: object) -> None:
     superblock = rig.stable_superblock()
     for name, value in fields.items():
         setattr(superblock, name, value)
-    put(rig.medium, rig.geometry.sb_offset, superblock.encode())
+    rig.medium.put(rig.geometry.sb_offset, superblock.encode())
 
 
 def created() -> Rig:
@@ -325,7 +325,7 @@ def attached(rig: Rig) -> Store | ReplicatorError:
 
 def test_attaching_reads_the_bitmap_and_writes_nothing() -> None:
     rig = created()
-    put(rig.medium, rig.geometry.bm_offset, b"\x81")
+    rig.medium.put(rig.geometry.bm_offset, b"\x81" + bytes(511))
     store = attached(rig)
     assert isinstance(store, Store)
     assert store.bitmap.weight == 2 and store.bitmap.test(0) and store.bitmap.test(7)

@@ -115,8 +115,7 @@ class SlowDisk:
 
     def write(self, offset: int, data: bytes, done: Callable[[int], None]) -> None:
         def act() -> None:
-            self.medium.current[offset : offset + len(data)] = data
-            self.medium.unflushed.update(range(offset >> 9, (offset + len(data)) >> 9))
+            self.medium.write(offset, bytes(data))
 
         self._hold("write", offset, len(data), act, done)
 
@@ -124,11 +123,11 @@ class SlowDisk:
         self.write(offset, bytes(length), done)
 
     def flush(self, done: Callable[[int], None]) -> None:
-        before = set(self.medium.unflushed)
+        before = self.medium.seal()
 
         def act() -> None:
             self.flushes += 1
-            self.medium.unflushed -= before
+            self.medium.settle(before)
 
         self._hold("flush", 0, 0, act, done)
 
