@@ -145,7 +145,8 @@ class Exchange:
             flags |= FLAG_DISCARD_MY_DATA
         if self._volume.crashed_primary:
             flags |= FLAG_CRASHED_PRIMARY
-        if self._real_own_disk() is Disk.Inconsistent:
+        negotiating = self._volume.state.disk is Disk.Negotiating
+        if negotiating and self._volume.negotiated_disk is Disk.Inconsistent:
             flags |= FLAG_INCONSISTENT
         uuids = store.uuids
         self._announced_weight = store.bitmap.weight
