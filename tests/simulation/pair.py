@@ -17,13 +17,16 @@ from replicator.engine.settings import (
 )
 from replicator.engine.volume import Volume
 from replicator.errors import ReplicatorError
-from replicator.metadata.activity_log import initialized_block, replay
-from replicator.metadata.layout import Placement, geometry
-from replicator.metadata.superblock import Flags, Superblock
+from replicator.metadata.activity_log import initialized_block
+from replicator.metadata.apply_al import apply_al as plan_apply_al
+from replicator.metadata.layout import Placement, geometry, sb_offset
+from replicator.metadata.superblock import Superblock, read_superblock
 from tests.simulation import world
 
-INTERNAL = Placement("internal")
+INTERNAL, FLEXIBLE = Placement("internal"), Placement("flexible")
 MIB = 1 << 20
+META_SIZE = 128 * 1024
+"""Bytes of a metadata device of its own: enough for the bitmap of 2.8 GiB."""
 
 
 class Node:
@@ -33,13 +36,18 @@ class Node:
         self.pair = pair
         self.name = name
         self.media = [world.Medium(size) for size in sizes]
+        self.metas = self.media
+        """Where each volume's metadata lies: on the data's own medium, unless that is external."""
+        if pair.placement.external:
+            self.metas = [world.Medium(META_SIZE) for _ in sizes]
         self.resource: Resource | None = None
         self.disks: list[world.Disk] = []
+        self.meta_disks: list[world.Disk] = []
         self.clock = world.OwnedClock(pair.clock)
         self.clock.alive = False
         self.handlers = world.Handlers(self.clock)
-        for medium in self.media:
-            create_md(medium)
+        for medium in self.metas:
+            create_md(medium, pair.placement)
 
     @property
     def r(self) -> Resource:
@@ -64,12 +72,13 @@ class Node:
             self.handlers,
         )
         self.resource = Resource(self._settings(), ports)
-        self.disks = []
-        for number, medium in enumerate(self.media):
-            apply_al(medium)
-            disk = world.Disk(medium, self.clock, rng, pair.disk_delay)
-            self.disks.append(disk)
-            self.do(lambda done, n=number, d=disk: self.r.attach(n, d, d, INTERNAL, done))
+        self.disks, self.meta_disks = [], []
+        for number in range(len(self.media)):
+            data, meta = self._open(number, rng, pair.disk_delay)
+            self.disks.append(data)
+            self.meta_disks.append(meta)
+        for number in range(len(self.media)):
+            self.do(lambda done, n=number: self._attach(n, done))
         if connect:
             self.do(lambda done: self.r.connect(False, done))
 
@@ -104,12 +113,28 @@ class Node:
         self, number: int, done: Callable[[ReplicatorError | None], None], delay: float = 0.0005
     ) -> world.Disk:
         """Take the medium into use (again), as `attach` does: apply-al first."""
-        if self.volume(number).state.disk is Disk.Diskless:
-            apply_al(self.media[number])
-        disk = world.Disk(self.media[number], self.clock, self.pair.rng, delay)
-        self.disks[number] = disk
-        self.r.attach(number, disk, disk, INTERNAL, done)
-        return disk
+        data, meta = self._open(
+            number, self.pair.rng, delay, in_use=self.volume(number).state.disk is not Disk.Diskless
+        )
+        self.disks[number], self.meta_disks[number] = data, meta
+        self._attach(number, done)
+        return data
+
+    def _open(
+        self, number: int, rng: random.Random, delay: float, *, in_use: bool = False
+    ) -> tuple[world.Disk, world.Disk]:
+        """The disks of a volume, for data and metadata; its activity log is applied first."""
+        if not in_use:
+            apply_al(self.metas[number], self.pair.placement)
+        data = meta = world.Disk(self.media[number], self.clock, rng, delay)
+        if self.pair.placement.external:
+            meta = world.Disk(self.metas[number], self.clock, rng, delay)
+        return data, meta
+
+    def _attach(self, number: int, done: Callable[[ReplicatorError | None], None]) -> None:
+        self.pair.opened(self, number)
+        data, meta = self.disks[number], self.meta_disks[number]
+        self.r.attach(number, data, meta, self.pair.placement, done)
 
     def kill(self) -> None:
         """SIGKILL: the process is gone, what it had written stays."""
@@ -117,7 +142,7 @@ class Node:
 
     def power_loss(self) -> None:
         self._die(silently=True)
-        for medium in self.media:
+        for medium in self.media if self.metas is self.media else self.media + self.metas:
             medium.power_loss(self.pair.rng)
 
     def _die(self, silently: bool) -> None:
@@ -160,7 +185,7 @@ class Node:
 
     def data_size(self, number: int = 0) -> int:
         """Bytes of the data area."""
-        return geometry(self.media[number].size, INTERNAL).max_data_sectors << 9
+        return data_size(self.media[number].size, self.pair.placement)
 
     def data(self, number: int = 0) -> bytes:
         """The data area as it is read now."""
@@ -199,7 +224,9 @@ class Pair:
         net: NetSettings | None = None,
         disk: DiskSettings | None = None,
         epoch_per_completion: bool = False,
+        placement: Placement = INTERNAL,
     ) -> None:
+        self.placement = placement
         self.rng = random.Random(seed)
         self.clock = world.Clock()
         self.network = world.Network(self.clock, random.Random(self.rng.random()), ("alice", "bob"))
@@ -208,6 +235,8 @@ class Pair:
         self.net = net or NetSettings()
         self.disk = disk or DiskSettings(al_extents=67, c_max_rate=0)
         self.epoch_per_completion = epoch_per_completion
+        self.opened: Callable[[Node, int], None] = lambda node, number: None
+        """Told when a node opens the disks of a volume, before they are used."""
         self.alice = Node(self, "alice", [size] * volumes)
         self.bob = Node(self, "bob", [size] * volumes)
 
@@ -225,14 +254,16 @@ class Pair:
     def up_prepared(self) -> None:
         """As up_synced, with disks on which the first full sync was done long ago."""
         for node in (self.alice, self.bob):
-            for medium, prepared in zip(node.media, self._prepared(node.name), strict=True):
+            media = node.media if node.metas is node.media else node.media + node.metas
+            for medium, prepared in zip(media, self._prepared(node.name), strict=True):
                 medium.take_over(prepared)
         self.up()
         self.alice.primary()
         self.settle()
 
     def _prepared(self, name: str) -> list[world.Medium]:
-        return synced_media(tuple(medium.size for medium in self.alice.media))[name]
+        sizes = tuple(medium.size for medium in self.alice.media)
+        return synced_media(sizes, self.placement)[name]
 
     def settle(self, limit: float = 120.0) -> None:
         self.run_until(lambda: self.alice.synced and self.bob.synced, limit)
@@ -263,22 +294,29 @@ class Pair:
 
 
 @cache
-def synced_media(sizes: tuple[int, ...]) -> dict[str, list[world.Medium]]:
-    """Empty disks of two nodes that have once been synchronised and then stopped in good order."""
-    pair = Pair(0, sizes[0], len(sizes))
+def synced_media(sizes: tuple[int, ...], placement: Placement) -> dict[str, list[world.Medium]]:
+    """Empty disks of two nodes that have once been synchronised and then stopped in good order:
+    those for data, then those for metadata that have their own."""
+    pair = Pair(0, sizes[0], len(sizes), placement=placement)
     pair.up_synced()
     pair.alice.secondary()
     for node in (pair.bob, pair.alice):
         node.disconnect()
         for number in range(len(sizes)):
             node.do(lambda done, n=node, v=number: n.r.detach(v, False, done))
-    return {node.name: node.media for node in (pair.alice, pair.bob)}
+    nodes = (pair.alice, pair.bob)
+    return {n.name: n.media if n.metas is n.media else n.media + n.metas for n in nodes}
 
 
-def create_md(medium: world.Medium) -> None:
-    layout = geometry(medium.size, INTERNAL)
+def create_md(medium: world.Medium, placement: Placement = INTERNAL) -> None:
+    layout = geometry(medium.size, placement)
     medium.put(layout.sb_offset, Superblock.fresh(layout).encode())
     medium.put(layout.al_offset, initialized_block() * layout.al_blocks)
+
+
+def data_size(size: int, placement: Placement) -> int:
+    """Bytes of the data area of a medium of this size."""
+    return size if placement.external else geometry(size, placement).max_data_sectors << 9
 
 
 def differing_blocks(one: Node, other: Node, number: int = 0) -> list[int]:
@@ -286,26 +324,24 @@ def differing_blocks(one: Node, other: Node, number: int = 0) -> list[int]:
     ours, theirs = one.media[number].pages, other.media[number].pages
     if ours == theirs:
         return []
-    end = geometry(one.media[number].size, INTERNAL).max_data_sectors >> 3
+    end = -(-one.data_size(number) >> 12)
     pages = ours.keys() | theirs.keys()
     return sorted(p for p in pages if p < end and ours.get(p) != theirs.get(p))
 
 
-def apply_al(medium: world.Medium) -> None:
-    """What `up` does before attaching: the same as the product's apply-al, on the pretended disk."""
-    layout = geometry(medium.size, INTERNAL)
-    superblock = Superblock.decode(medium.read(layout.sb_offset, 4096))
+def apply_al(medium: world.Medium, placement: Placement = INTERNAL) -> None:
+    """What `up` does before attaching. Raises MetadataError as the product's apply-al."""
+    where = sb_offset(medium.size, placement)
+    superblock, layout = read_superblock(medium.read(where, 4096), medium.size, placement)
     ring = medium.read(layout.al_offset, 4096 * layout.al_blocks)
-    found = replay([ring[at : at + 4096] for at in range(0, len(ring), 4096)])
-    if superblock.flags & Flags.PRIMARY_IND:
-        bits = bytearray(medium.read(layout.bm_offset, layout.bm_bytes))
-        limit = ((superblock.la_size_sect + 7) // 8 + 7) // 8
-        for extent in found.active_extents:
-            start, end = 128 * extent, min(128 * extent + 128, limit)
-            if start < end:
-                bits[start:end] = b"\xff" * (end - start)
-        medium.put(layout.bm_offset, bytes(bits))
-    medium.put(layout.al_offset, initialized_block() * layout.al_blocks)
-    superblock.clean = True
-    superblock.flags |= Flags.AL_CLEAN
-    medium.put(layout.sb_offset, superblock.encode())
+    blocks = [ring[at : at + 4096] for at in range(0, len(ring), 4096)]
+    bits = bytearray(medium.read(layout.bm_offset, layout.bm_bytes))
+    applied = plan_apply_al(
+        superblock, layout, blocks, lambda offset, length: bytes(bits[offset : offset + length])
+    )
+    for offset, data in applied.bitmap_writes:
+        bits[offset : offset + len(data)] = data
+    medium.put(layout.bm_offset, bytes(bits))
+    if applied.initialize_ring:
+        medium.put(layout.al_offset, initialized_block() * layout.al_blocks)
+    medium.put(where, applied.superblock.encode())

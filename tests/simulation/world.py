@@ -79,9 +79,11 @@ class OwnedClock:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self.alive = True
+        self.ahead = 0.0
+        """Seconds by which this node's clock has jumped."""
 
     def now(self) -> float:
-        return self._clock.time
+        return self._clock.time + self.ahead
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
         return self._clock.call_later(seconds, lambda: self._run(action))
@@ -107,6 +109,8 @@ class Disk:
         """(kind, offset, length) -> errno to answer with, or 0."""
         self.slow: Callable[[str, int, int], float] | None = None
         """(kind, offset, length) -> seconds that this call takes on top of the usual."""
+        self.watch: Callable[[str, int], None] | None = None
+        """(kind, offset) told of every call when it is made."""
         self.hangs = False
         self._clock = clock
         self._rng = rng
@@ -116,6 +120,8 @@ class Disk:
     def _later(
         self, action: Callable[[], None], kind: str = "", offset: int = 0, length: int = 0
     ) -> None:
+        if self.watch is not None and kind:
+            self.watch(kind, offset)
         if not self.hangs:
             extra = self.slow(kind, offset, length) if self.slow is not None else 0.0
             self._clock.call_later(extra + self.delay * (0.2 + 1.6 * self._rng.random()), action)
@@ -198,6 +204,8 @@ class Channel:
         self.unsent = 0
         self.other: Channel | None = None
         self.open = True
+        self.lossy = False
+        """What leaves this end gets lost, while the other connection works."""
         self.stuck = False
         """The other side's windows are full: nothing that is queued leaves."""
         self._reading = True
@@ -278,6 +286,10 @@ class Network:
         self.alive = dict.fromkeys(nodes, False)
         self.cut: set[str] = set()
         """Nodes whose outgoing packets are lost."""
+        self.breaks_after: dict[str, int] = {}
+        """Bytes of a node that still arrive; then its connections break."""
+        self.watch: Callable[[str, str, bytes], None] | None = None
+        """(sender, channel, data) told of everything that arrives."""
         self.listeners: dict[str, Callable[[Channel], None]] = {}
         self.channels: list[Channel] = []
         self.base_latency = 0.0002
@@ -289,10 +301,20 @@ class Network:
         return self.nodes[1] if node == self.nodes[0] else self.nodes[0]
 
     def deliver(self, sender: str, channel: Channel, data: bytes | None) -> None:
-        if sender in self.cut:
+        if sender in self.cut or (channel.other is not None and channel.other.lossy):
             return
-        if channel.open and self.alive[channel.owner]:
-            channel.arrive(data)
+        if not channel.open or not self.alive[channel.owner]:
+            return
+        left = self.breaks_after.get(sender)
+        if data is not None and left is not None:
+            self.breaks_after[sender] = left - len(data)
+            data = data[:left]
+        if self.watch is not None and data is not None:
+            self.watch(sender, channel.name, data)
+        channel.arrive(data)
+        if left is not None and self.breaks_after[sender] <= 0:
+            del self.breaks_after[sender]
+            self.break_all()
 
     def connect(self, node: str) -> Channel | None:
         """Try to connect; None if nobody listens or the way is cut."""
@@ -322,6 +344,12 @@ class Network:
         for channel in self.channels:
             channel.abort(reason)
         self.channels.clear()
+
+    def break_one(self, chosen: Channel, reason: str = "connection reset") -> None:
+        """Cut one connection under both its ends; the others live."""
+        for channel in (chosen, chosen.other):
+            if channel is not None:
+                channel.abort(reason)
 
     def node_died(self, node: str, silently: bool) -> None:
         """The node's connections end: with a reset if its kernel lives, else not at all."""
