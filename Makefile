@@ -28,8 +28,11 @@ demo: setup ## two nodes on this machine: mirror, kill one, fail over, resynchro
 	@$(VENV)/bin/python scripts/demo.py
 
 SECONDS := 60
-sim: setup ## invent histories of faults for SECONDS=60, or play one: make sim SEED=7
-	@$(VENV)/bin/python -m tests.simulation.explore $(if $(SEED),--seed $(SEED),--seconds $(SECONDS))
+JOBS := 1
+KIND :=
+sim: setup ## invent histories of faults for SECONDS=60 with JOBS=1, or play one: make sim SEED=7
+	@$(VENV)/bin/python -m tests.simulation.explore $(if $(KIND),--kind $(KIND)) \
+		$(if $(SEED),--seed $(SEED),--seconds $(SECONDS) --jobs $(JOBS))
 
 mutants: setup ## remove one safeguard of the engine after the other: do the histories notice?
 	@$(VENV)/bin/python -m tests.simulation.mutants

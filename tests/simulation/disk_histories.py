@@ -357,6 +357,8 @@ class DiskHistory(History):
             for disk in node.disks:
                 disk.fails = disk.slow = None
         for turn in range(6):
+            if self._together():
+                break
             if turn % 2:
                 # What two nodes that are connected cannot agree on, a new connection settles.
                 for node in self.nodes:

@@ -1,9 +1,11 @@
 """Play invented histories from a shell: one by its seed, or as many new ones as time allows.
 
-    python -m tests.simulation.explore --seed 7          # one, with everything that was logged
-    python -m tests.simulation.explore --seconds 600     # new ones; the first failure is made short
-    python -m tests.simulation.explore --from 0 --to 500 # a fixed set
+    python -m tests.simulation.explore --seed 7             # one, with everything that was logged
+    python -m tests.simulation.explore --seconds 600        # from a seed that nobody has seen yet
+    python -m tests.simulation.explore --from 0 --to 500    # a fixed set
+    python -m tests.simulation.explore --from 0 --to 500000 --jobs 8
 
+Every seed stands for one history of each kind (see campaign.KINDS); --kind chooses one of them.
 A failure prints the command that repeats it, and the acts that are enough to cause it.
 Exit status 0: nothing found; 1: a history failed.
 """
@@ -11,27 +13,21 @@ Exit status 0: nothing found; 1: a history failed.
 from __future__ import annotations
 
 import argparse
-import os
 import random
 import sys
 import time
-from collections.abc import Iterator
 
-from tests.simulation.histories import Act, History, invent
+from tests.simulation.campaign import KINDS, Task, batches, played, run
+from tests.simulation.histories import Act
+from tests.simulation.trace import Trace
 
-STEPS = 60
 SHRINK_SECONDS = 120.0
 
 
-def play(seed: int, acts: list[Act] | None = None) -> tuple[str, list[str]]:
+def play(seed: int, acts: list[Act] | None = None, kind: str = "link") -> tuple[str, list[str]]:
     """Play one history: ("" or what went wrong, the log)."""
-    history = History(seed, STEPS, acts)
-    try:
-        history.run()
-    except Exception as error:
-        # Any exception of the engine or a checker is a finding.
-        return f"{type(error).__name__}: {error}", history.pair.lines
-    return "", history.pair.lines
+    failure, history = played((kind, seed), acts)
+    return failure, history.pair.lines
 
 
 def kind_of(failure: str) -> str:
@@ -39,7 +35,7 @@ def kind_of(failure: str) -> str:
     return "".join(c for c in failure.split("\n")[0] if not c.isdigit())[:40]
 
 
-def shrink(seed: int, acts: list[Act], failure: str) -> list[Act]:
+def shrink(task: Task, acts: list[Act], failure: str) -> list[Act]:
     """Leave out acts, in halves and then one by one, as long as it still fails in the same way."""
     end = time.monotonic() + SHRINK_SECONDS
     size = max(1, len(acts) // 2)
@@ -47,7 +43,7 @@ def shrink(seed: int, acts: list[Act], failure: str) -> list[Act]:
         start = 0
         while start < len(acts) and time.monotonic() < end:
             shorter = acts[:start] + acts[start + size :]
-            found, _log = play(seed, shorter)
+            found, _history = played(task, shorter)
             if found and kind_of(found) == kind_of(failure):
                 acts = shorter
             else:
@@ -56,48 +52,66 @@ def shrink(seed: int, acts: list[Act], failure: str) -> list[Act]:
     return acts
 
 
-def report(seed: int, failure: str) -> None:
-    print(f"seed {seed} fails: {failure.splitlines()[0]}")
-    acts = shrink(seed, invent(seed, STEPS), failure)
-    final, log = play(seed, acts)
-    print(f"\nenough to cause it ({len(acts)} of {STEPS} acts):")
-    print("\n".join(log))
+def report(task: Task, failure: str) -> None:
+    kind, seed = task
+    print(f"{kind} history of seed {seed} fails: {failure.splitlines()[0]}", flush=True)
+    whole = KINDS[kind](seed).acts
+    acts = shrink(task, whole, failure)
+    final, history = played(task, acts)
+    print(f"\nenough to cause it ({len(acts)} of {len(whole)} acts):")
+    print("\n".join(history.pair.lines))
     print(f"\n{final}")
-    print(f"\nthe whole history again: make sim SEED={seed}")
+    print(f"\nthe whole history again: make sim SEED={seed} KIND={kind}")
 
 
-def seeds(arguments: argparse.Namespace) -> Iterator[int]:
-    if arguments.to is not None:
-        yield from range(arguments.first, arguments.to)
-        return
-    end = time.monotonic() + arguments.seconds
-    source = random.SystemRandom()
-    while time.monotonic() < end:
-        yield source.getrandbits(32)
+def show(seed: int, kinds: list[str]) -> int:
+    """Play the histories of one seed and print their logs. Returns the exit status."""
+    failed = 0
+    for kind in kinds:
+        failure, history = played((kind, seed))
+        print("\n".join(history.pair.lines))
+        print(f"\n{kind} history of seed {seed}: {failure or 'nothing lost, both copies equal'}\n")
+        failed |= bool(failure)
+    return failed
+
+
+def print_digests(first: int, end: int, kinds: list[str]) -> None:
+    for seed in range(first, end):
+        for kind in kinds:
+            history = KINDS[kind](seed)
+            trace = Trace(history)
+            history.run()
+            print(kind, seed, trace.digest())
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--seed", type=int, help="play the histories of this one, print their logs")
+    parser.add_argument("--kind", choices=sorted(KINDS), help="only histories of this kind")
+    parser.add_argument("--seconds", type=float, default=60.0, help="explore for this long")
+    parser.add_argument("--from", dest="first", type=int, help="first seed; default a random one")
+    parser.add_argument("--to", type=int, help="end with the seed before this one")
+    parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
+    parser.add_argument("--digests", action="store_true", help="print the digest of each trace")
+    return parser.parse_args()
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--seed", type=int, help="play this one and print its log")
-    parser.add_argument("--seconds", type=float, default=60.0, help="explore for this long")
-    parser.add_argument("--from", dest="first", type=int, default=0, help="first of a fixed set")
-    parser.add_argument("--to", type=int, help="end of a fixed set")
-    arguments = parser.parse_args()
-    if arguments.seed is not None:
-        failure, log = play(arguments.seed)
-        print("\n".join(log))
-        print(f"\nseed {arguments.seed}: {failure or 'nothing lost, both copies equal'}")
-        return 1 if failure else 0
-    started, count = time.monotonic(), 0
-    for seed in seeds(arguments):
-        failure, _log = play(seed)
-        count += 1
-        if failure:
-            report(seed, failure)
-            return 1
-    minutes = (time.monotonic() - started) / 60
-    print(f"{count} histories, nothing found; {count / minutes:.0f} a minute in pid {os.getpid()}")
-    return 0
+    options = arguments()
+    kinds = [options.kind] if options.kind else list(KINDS)
+    if options.seed is not None:
+        return show(options.seed, kinds)
+    first = random.SystemRandom().getrandbits(32) if options.first is None else options.first
+    if options.digests:
+        print_digests(first, first + 1 if options.to is None else options.to, kinds)
+        return 0
+    stop = time.monotonic() + options.seconds if options.to is None else None
+    end = "" if options.to is None else f" to {options.to - 1}"
+    print(f"histories of kind {' and '.join(kinds)}, seeds from {first}{end}", flush=True)
+    total = run(batches(kinds, first, options.to, stop), max(1, options.jobs))
+    for task, failure in total.failures[:1]:
+        report(task, failure)
+    return 1 if total.failures else 0
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ WEIGHTS = {
 """Kinds of acts (methods `_NAME` of History) and how often they are chosen."""
 
 
-LENGTHS = (4, 8, 16, 24, 40, 60, 120)
+LENGTHS = (4, 6, 8, 12, 16, 24, 40, 60, 120)
 """How many acts a history has. Short ones are cheap and seldom find anything twice; long ones reach
 what needs several faults in a row."""
 
@@ -164,7 +164,7 @@ class History:
     # --- the play -----------------------------------------------------------------------------
 
     def run(self) -> None:
-        if self.rng.random() < 0.1:
+        if self.rng.random() < 0.05:
             self.pair.up_synced()
         else:
             self.pair.up_prepared()

@@ -15,6 +15,9 @@ from typing import Any
 
 from tests.simulation.medium import Medium
 
+MAX_STEPS = 5_000_000
+"""Events in one world. A history has hundreds; whoever gets here goes round in circles."""
+
 
 class Timer:
     def __init__(self, action: Callable[[], None]) -> None:
@@ -52,6 +55,8 @@ class Clock:
                 continue
             self.time = max(self.time, due)
             self.steps += 1
+            if self.steps > MAX_STEPS:
+                raise AssertionError(f"no end after {MAX_STEPS} events")
             action, timer.action = timer.action, None
             action()
             return True
@@ -226,7 +231,7 @@ class Channel:
     def _flush(self) -> None:
         if not self._outgoing or (self.stuck and self.open):
             return
-        data = b"".join(self._outgoing)
+        data = self._outgoing[0] if len(self._outgoing) == 1 else b"".join(self._outgoing)
         self._outgoing.clear()
         self.unsent -= len(data)
         if self.open and self.events is not None and self.network.alive[self.owner]:
@@ -238,6 +243,8 @@ class Channel:
         other = self.other
         assert other is not None
         clock, network = self.network.clock, self.network
+        if network.tap is not None:
+            network.tap(self.name, data)
         when = max(clock.time + network.latency(), self._arrives_after)
         self._arrives_after = when
         clock.call_later(when - clock.time, lambda: network.deliver(self.owner, other, data))
@@ -293,6 +300,8 @@ class Network:
         self.listeners: dict[str, Callable[[Channel], None]] = {}
         self.channels: list[Channel] = []
         self.base_latency = 0.0002
+        self.tap: Callable[[str, bytes | None], None] | None = None
+        """Told what leaves a channel, by its name; None for its end."""
 
     def latency(self) -> float:
         return self.base_latency * (0.5 + self._rng.random())

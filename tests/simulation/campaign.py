@@ -1,0 +1,135 @@
+"""Many histories, on as many processors as one likes: who plays which, and what came of it.
+
+Histories are handed out in batches of consecutive seeds. The first one that fails ends the campaign;
+so does an interrupt, and both end it with a count.
+What this file must not know: what a history is made of.
+"""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tests.simulation.disk_histories import DiskHistory
+from tests.simulation.histories import Act, History
+
+KINDS: dict[str, type[History]] = {"link": History, "disk": DiskHistory}
+"""Kinds of histories: faults of nodes and links, or of disks and orders as well."""
+
+BATCH = 10
+"""Seeds that one process plays before it reports."""
+
+Task = tuple[str, int]
+"""Kind and seed of a history."""
+
+
+@dataclass
+class Outcome:
+    """What a batch, or a whole campaign, came to."""
+
+    histories: int = 0
+    acts: int = 0
+    steps: int = 0
+    failures: list[tuple[Task, str]] = field(default_factory=list)
+
+    def add(self, other: Outcome) -> None:
+        self.histories += other.histories
+        self.acts += other.acts
+        self.steps += other.steps
+        self.failures += other.failures
+
+
+def played(task: Task, acts: list[Act] | None = None) -> tuple[str, History]:
+    """Play one history: ("" or what went wrong, the history as it ended)."""
+    kind, seed = task
+    history = KINDS[kind](seed, acts=acts)
+    try:
+        history.run()
+    except Exception as error:
+        # Any exception of the engine or a checker is a finding.
+        return f"{type(error).__name__}: {error}", history
+    return "", history
+
+
+def play_batch(tasks: list[Task]) -> Outcome:
+    outcome = Outcome()
+    for task in tasks:
+        failure, history = played(task)
+        outcome.histories += 1
+        outcome.acts += len(history.acts)
+        outcome.steps += history.pair.clock.steps
+        if failure:
+            outcome.failures.append((task, failure))
+            break
+    return outcome
+
+
+def batches(
+    kinds: list[str], first: int, end: int | None, stop: float | None
+) -> Iterator[list[Task]]:
+    """Seeds from `first` to before `end`, or until the monotonic time `stop`, each with every kind."""
+    seed = first
+    while (end is None or seed < end) and (stop is None or time.monotonic() < stop):
+        after = seed + BATCH if end is None else min(seed + BATCH, end)
+        yield [(kind, number) for number in range(seed, after) for kind in kinds]
+        seed = after
+
+
+def _start_worker() -> None:
+    """The interrupt is for the one who counts. Most garbage dies young: look at it less often."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    less_garbage_collection()
+
+
+def less_garbage_collection() -> None:
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 20)
+
+
+def run(work: Iterator[list[Task]], jobs: int, progress_seconds: float = 60.0) -> Outcome:
+    """Play until the work ends, one history fails, or somebody interrupts."""
+    total, started = Outcome(), time.monotonic()
+    said = started
+    try:
+        for outcome in _outcomes(work, jobs):
+            total.add(outcome)
+            if time.monotonic() - said >= progress_seconds:
+                said = time.monotonic()
+                print(f"  {count_line(total, said - started)}", flush=True)
+            if total.failures:
+                break
+    except KeyboardInterrupt:
+        print("interrupted")
+    print(count_line(total, time.monotonic() - started), flush=True)
+    return total
+
+
+def _outcomes(work: Iterator[list[Task]], jobs: int) -> Iterator[Outcome]:
+    if jobs == 1:
+        less_garbage_collection()
+        yield from map(play_batch, work)
+        return
+    ahead = multiprocessing.Semaphore(2 * jobs)
+
+    def bounded() -> Iterator[list[Task]]:
+        # imap takes all the work there is at once: hold it back to what can be played soon.
+        for tasks in work:
+            ahead.acquire()
+            yield tasks
+
+    with multiprocessing.Pool(jobs, _start_worker) as pool:
+        for outcome in pool.imap_unordered(play_batch, bounded()):
+            ahead.release()
+            yield outcome
+
+
+def count_line(total: Outcome, seconds: float) -> str:
+    rate = total.histories / max(seconds, 1e-9)
+    return (
+        f"{total.histories:,} histories, {total.acts:,} acts and faults, {total.steps:,} events in "
+        f"{seconds:.0f} s ({60 * rate:,.0f} a minute), {len(total.failures)} violations"
+    )
