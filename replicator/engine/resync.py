@@ -84,6 +84,9 @@ class Resync:
         self._paused = 0.0
         self._marks: deque[tuple[float, int]] = deque(maxlen=MARKS)
         self._cursor = 0
+        self._again: deque[tuple[int, int]] = deque()
+        """Ranges of bits, [begin, end), behind the cursor that have to be asked for once more. Going
+        back to them would ask a second time for all that is under way beyond."""
         self._pass_weight = -1
         self._requested: dict[int, _Block] = {}
         self._received: set[_Block] = set()
@@ -159,6 +162,7 @@ class Resync:
             if timer is not None:
                 timer.cancel()
         self._tick = self._write_back = None
+        self._again.clear()
         self._requested.clear()
         self._received.clear()
         self._unflushed.clear()
@@ -252,12 +256,26 @@ class Resync:
             return
         rate = self._rate()
         while self._may_ask(rate):
-            assert volume.bitmap is not None
-            first, count = volume.bitmap.next_run(self._cursor, REQUEST_BITS, REQUEST_BITS)
+            first, count = self._next()
             if count <= 0:
                 self._at_end()
                 return
             self._ask(link, first, count)
+
+    def _next(self) -> tuple[int, int]:
+        """(first, count) of the bits to ask for now; count 0 or less: there are none."""
+        bitmap = self._volume.bitmap
+        assert bitmap is not None
+        while self._again:
+            begin, end = self._again.popleft()
+            first, count = bitmap.next_run(begin, REQUEST_BITS, REQUEST_BITS)
+            if count > 0 and first < end:
+                count = min(count, end - first)
+                self._again.appendleft((first + count, end))
+                return first, count
+        first, count = bitmap.next_run(self._cursor, REQUEST_BITS, REQUEST_BITS)
+        self._cursor = first + count if count > 0 else self._cursor
+        return first, count
 
     def _may_ask(self, rate: int) -> bool:
         if self._in_flight >= WINDOW_BYTES or self._unflushed_bytes >= UNFLUSHED_BYTES_MAX:
@@ -279,7 +297,6 @@ class Resync:
 
     def _ask(self, link: Link, first: int, count: int) -> None:
         volume = self._volume
-        self._cursor = first + count
         sector = first * SECTORS_PER_BIT
         nsectors = min(count * SECTORS_PER_BIT, volume.size_sectors - sector)
         block = _Block(sector, nsectors, volume.resource.clock.now(), self._run)
@@ -351,10 +368,11 @@ class Resync:
             return None
         return block
 
-    def _ask_again(self, block: _Block) -> None:
+    def _ask_again(self, block: _Block, delay: float = 0) -> None:
         self._in_flight -= block.nsectors << 9
-        self._cursor = min(self._cursor, block.sector // SECTORS_PER_BIT)
-        self._volume.resource.soon(self._request_more)
+        begin = block.sector // SECTORS_PER_BIT
+        self._again.append((begin, begin + -(-block.nsectors // SECTORS_PER_BIT)))
+        self._volume.resource.clock.call_later(delay, self._request_more)
 
     def _write(self, block: _Block, data: bytes) -> None:
         volume = self._volume
@@ -459,9 +477,7 @@ class Resync:
         """RS_CANCEL: the source wants to be asked again later."""
         block = self._take(ack.sector, ack.blksize, "RS_CANCEL")
         if block is not None:
-            self._in_flight -= block.nsectors << 9
-            self._cursor = min(self._cursor, block.sector // SECTORS_PER_BIT)
-            self._volume.resource.clock.call_later(TICK, self._request_more)
+            self._ask_again(block, TICK)
 
     def _at_end(self) -> None:
         """Nothing marked behind the cursor: finish when all answers are in, or go round again."""
@@ -499,7 +515,6 @@ class Resync:
     def _another_pass(self) -> None:
         """More has been marked meanwhile. What failed is tried once more with it."""
         self._finishing = False
-        self._cursor = self.failed = 0
         self._pass_weight = -1
         self._request_more()
 

@@ -379,6 +379,26 @@ def test_resync_data_that_an_application_has_overtaken_is_not_written():
     assert pair.bob.data()[8192:12288] == b"2" * 4096
 
 
+def test_asking_again_for_overtaken_data_repeats_no_request_that_is_under_way():
+    """The source answers each request, and an answer to nothing would end the connection."""
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.run(0.1)
+    for place in range(4):
+        pair.alice.write(place * MIB, b"1" * 4096)
+    pair.bob.disks[0].slow = lambda kind, offset, _length: (
+        0.1 + offset / MIB if kind == "read" else 0.0
+    )
+    attach(pair.alice)
+    pair.run_until(lambda: pair.alice.volume().resync.outstanding == 4)
+    pair.alice.volume().write(0, b"2" * 4096, False, lambda _errno: None)
+    pair.run_until(lambda: pair.alice.volume().state.conn is not Conn.SyncTarget)
+    assert pair.alice.is_(Conn.Connected, disk=Disk.UpToDate), pair.alice.r.last_error
+    pair.settle()
+    assert pair.alice.data() == pair.bob.data()
+
+
 def test_requests_wait_while_the_handshake_about_an_attached_disk_is_open():
     pair = Pair()
     pair.up_synced()
