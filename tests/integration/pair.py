@@ -268,6 +268,7 @@ class Pair:
     nbdfuse. frontend: nbdkit or native. sections: text to add inside sections of the resource, for
     example {"net": "ping-int 1;", "disk": "resync-rate 100M;", "replicator": "threads 4;"}.
     external_meta: metadata in files of their own instead of at the end of the backing files.
+    parent: where the directory of the pair is made; its path has to be short, for Unix sockets.
     """
 
     def __init__(
@@ -279,10 +280,11 @@ class Pair:
         frontend: str = "nbdkit",
         external_meta: bool = False,
         sections: Mapping[str, str] | None = None,
+        parent: Path = Path("/tmp"),
     ) -> None:
         if not REPLICATOR.exists():
             raise PairError(f"{REPLICATOR} does not exist: run `make setup`")
-        self.directory = Path(tempfile.mkdtemp(prefix="replicator-pair-", dir="/tmp"))
+        self.directory = Path(tempfile.mkdtemp(prefix="replicator-pair-", dir=parent))
         self.config_path = self.directory / "replicator.conf"
         self.background: list[subprocess.Popen[str]] = []
         self._ports = FreePorts()

@@ -1,0 +1,1 @@
+"""Repeatable measurements of replicator beside its peers, on one machine: `make bench`."""
