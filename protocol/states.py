@@ -84,6 +84,11 @@ class StateWord(NamedTuple):
     susp_nod: bool = False
     susp_fen: bool = False
 
+    @property
+    def suspended(self) -> bool:
+        """I/O is frozen: by an administrator, for want of data, or until the peer is fenced."""
+        return self.susp or self.susp_nod or self.susp_fen
+
     def pack(self) -> int:
         return (
             self.role

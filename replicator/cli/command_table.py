@@ -151,6 +151,16 @@ GROUPS = (
                 "detach the block device and make this node Secondary",
                 "Refused with exit code 11 while the device is mounted or open.",
             ),
+            Command(
+                "suspend-io", Takes.RESOURCES, "commands_state:suspend_io",
+                "freeze the applications' I/O: requests wait until resume-io",
+            ),
+            Command(
+                "resume-io", Takes.RESOURCES, "commands_state:resume_io",
+                "let I/O go on, whatever it is suspended for",
+                "Also after a fence-peer handler that failed (be sure that the peer is down), and "
+                "where no good data is left (requests then fail).",
+            ),
         ),
     ),
     Group(

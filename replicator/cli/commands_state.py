@@ -198,6 +198,14 @@ def resume_sync(context: Context) -> int:
     return _for_volumes(context, "resume-sync")
 
 
+def suspend_io(context: Context) -> int:
+    return _for_resources(context, "suspend-io")
+
+
+def resume_io(context: Context) -> int:
+    return _for_resources(context, "resume-io")
+
+
 def _for_resources(context: Context, command: str, **arguments: Any) -> int:
     def change(target: Target) -> None:
         ask(context, target.resource, command, CHANGE_TIMEOUT, **arguments)

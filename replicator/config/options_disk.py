@@ -33,7 +33,6 @@ DISK = (
         "dont-care resource-only resource-and-stonith",
         "dont-care",
         "a Primary lost its peer: do nothing, fence the peer, or also freeze I/O",
-        effect=Effect.NO,
     ),
     boolean(
         "disk",

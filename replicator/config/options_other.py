@@ -16,7 +16,6 @@ OPTIONS = (
         "io-error",
         "no disk with good data is reachable: fail I/O, or hold it until one is",
         syncer="on-no-data-accessible",
-        effect=Effect.NO,
     ),
     Option(
         "options",
@@ -94,10 +93,9 @@ HANDLERS = (
     _handler(
         "fence-peer",
         "must fence the peer's disk; its exit status says how",
-        Effect.NO,
-        ("outdate-peer",),
+        aliases=("outdate-peer",),
     ),
-    _handler("unfence-peer", "the peer is in sync again: lift the fence", Effect.NO),
+    _handler("unfence-peer", "the peer is in sync again: lift the fence"),
     _handler("split-brain", "split brain that needs a person"),
     _handler("initial-split-brain", "any split brain, also one that a policy then solves"),
     _handler("pri-on-incon-degr", "Primary, alone, and the local data are inconsistent"),

@@ -28,6 +28,7 @@ def to_settings(view: NodeView) -> ResourceSettings:
         peer=view.peer,
         volumes=[_volume(volume) for volume in view.volumes],
         net=_net(view.net, view),
+        on_no_data_accessible=view.options.on_no_data_accessible,
         epoch_per_completion=view.replicator.epoch_per_completion,
         frontend=view.replicator.frontend,
     )
@@ -82,6 +83,7 @@ def _disk(disk: DiskOptions) -> DiskSettings:
     return DiskSettings(
         size=disk.size * _SECTOR,
         on_io_error=disk.on_io_error,
+        fencing=disk.fencing,
         al_extents=max(disk.al_extents, SMALLEST_AL),
         al_updates=disk.al_updates,
         disk_flushes=disk.disk_flushes,

@@ -4,8 +4,8 @@ Rules:
 1. A write goes nowhere before its extents are in the durable activity log.
 2. Overlapping writes are submitted one after the other, in the order in which they came, so that
    both disks see that order.
-3. While a new generation is on its way to the disk, writes that the peer did not get are not
-   completed (the new UUID is stable before the first of them is acknowledged).
+3. While a new generation is on its way to the disk, or I/O is suspended, writes that the peer did
+   not get are not completed: the new UUID is stable before the first of them is acknowledged.
 4. Nothing is allocated for a request but its account; no Task, no Future.
 What this file must not know: packets (the resource's replication queues them), NBD.
 """
@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable
 from errno import EINVAL, EIO, EROFS
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from protocol.states import Conn, Disk, Role
 from replicator.engine.activity_log import extents
@@ -34,6 +34,13 @@ HOLDING = frozenset({Conn.WFBitMapT, Conn.WFSyncUUID})
 """Connection states in which new application I/O waits (generations: 6.3)."""
 
 
+class _Waiting(NamedTuple):
+    """A request, or its completion, that waits: how it goes on, and how it fails (errno)."""
+
+    go: Callable[[], None]
+    fail: Done
+
+
 class Application:
     """Serves one volume; `volume` owns it."""
 
@@ -42,13 +49,17 @@ class Application:
         self._replication = volume.resource.replication
         self.pending = 0
         """Requests accepted and not completed: the `ap` counter."""
-        self._held: list[Write] = []
+        self._held: list[_Waiting] = []
+        """Completions that wait for a new generation, or for the end of a suspension."""
+        self._may_retry = volume.resource.settings.on_no_data_accessible == "suspend-io"
+        """What found no good data is tried again when there is some: so its data are kept."""
         self._unshared: set[Write] = set()
         """Writes on their way to the local disk that the peer neither gets nor has been told of."""
         self._lost = False
         """A write that was completed is on no stable storage and cannot be put there any more: the
         next flush has to say so."""
-        self._frozen: deque[Callable[[], None]] = deque()
+        self._frozen: deque[_Waiting] = deque()
+        """Requests that the present state does not let go on."""
 
     # --- entry points -------------------------------------------------------------------------
 
@@ -111,19 +122,25 @@ class Application:
         if (refusal := self._read_refusal(offset, length)) is not None:
             volume.resource.soon(partial(done, refusal, b""))
             return
-        if self._waits():
-            self._frozen.append(partial(self.read, offset, length, done))
-            return
         self.pending += 1
 
         def answer(errno: int, data: bytes) -> None:
             self.pending -= 1
             done(errno, data)
 
-        if self._readable_here(offset >> 9, length >> 9):
+        self._read(offset, length, answer)
+
+    def _read(self, offset: int, length: int, answer: ReadDone) -> None:
+        if self._waits():
+            self._freeze_read(offset, length, answer)
+        elif self._readable_here(offset >> 9, length >> 9):
             self._read_here(offset, length, answer)
         else:
-            self._replication.read_from_peer(volume, offset, length, answer)
+            self._read_there(offset, length, answer)
+
+    def _freeze_read(self, offset: int, length: int, answer: ReadDone) -> None:
+        go = partial(self._read, offset, length, answer)
+        self._frozen.append(_Waiting(go, lambda errno: answer(errno, b"")))
 
     # --- checks and waiting -------------------------------------------------------------------
 
@@ -143,16 +160,38 @@ class Application:
         if state.conn in HOLDING or state.disk is Disk.Negotiating:
             # The disk does not take writes yet, and the peer counts on it already.
             return True
-        return state.susp or state.susp_nod or state.susp_fen
+        return state.suspended
+
+    @property
+    def _holding(self) -> bool:
+        """Whether what the peer did not get may not be completed now."""
+        return self._volume.generation_pending or self._volume.state.suspended
+
+    def hold(self, go: Callable[[], None], fail: Done) -> None:
+        """Run `go` when nothing holds completions any more; `fail` if the device is taken away."""
+        self._held.append(_Waiting(go, fail))
 
     def thaw(self) -> None:
         """The reason to hold I/O may be gone: go on with what waits, in order."""
+        if self._held and not self._holding:
+            held, self._held = self._held, []
+            for waiting in held:
+                waiting.go()
         while self._frozen and not self._waits():
-            self._frozen.popleft()()
+            self._frozen.popleft().go()
+
+    def give_up(self) -> None:
+        """The device is taken from its users: what waits for better times fails now."""
+        while self._frozen:
+            self._frozen.popleft().fail(EIO)
+        held, self._held = self._held, []
+        for waiting in held:
+            waiting.fail(EIO)
 
     @property
     def frozen(self) -> int:
-        return len(self._frozen)
+        """Requests that wait for the state to change."""
+        return len(self._frozen) + len(self._held)
 
     def _answer(self, done: Done) -> Done:
         def answer(errno: int) -> None:
@@ -178,7 +217,7 @@ class Application:
     def _accept(self, write: Write) -> None:
         """Into the line for its range: overlapping writes keep the order they came in."""
         if self._waits():
-            self._frozen.append(partial(self._accept, write))
+            self._frozen.append(_Waiting(partial(self._accept, write), write.done))
             return
         end = write.sector + write.nsectors
         write.hold = self._volume.locks.acquire(write.sector, end, lambda: self._activate(write))
@@ -209,7 +248,8 @@ class Application:
         volume = self._volume
         if self._waits():
             # The state changed while the write waited: it keeps its range, and waits once more.
-            self._frozen.append(partial(self._submit, write))
+            fail = partial(self._local_done, write, None)
+            self._frozen.append(_Waiting(partial(self._submit, write), fail))
             return
         state = volume.state
         if Disk.UpToDate not in (state.disk, state.pdsk):
@@ -247,7 +287,8 @@ class Application:
         if write.hold is not None:
             volume.locks.release(write.hold)
             write.hold = None
-        write.data = b""
+        if not self._may_retry:
+            write.data = b""
         self._unshared.discard(write)
         if errno:
             write.local = Part.FAILED
@@ -267,9 +308,11 @@ class Application:
         if write.completed and not self._is_kept(write):
             self._lost = True
         if not write.completed and not write.held and write.net is not Part.PENDING:
-            if self._volume.generation_pending and write.net is not Part.OK:
+            if write.net is not Part.OK and self._holding:
                 write.held = True
-                self._held.append(write)
+                retry = self._may_retry and self._volume.state.suspended
+                go = self._try_again if retry else self._complete
+                self.hold(partial(go, write), partial(self._fail, write))
             else:
                 self._complete(write)
         if write.epoch is None and write.net is not Part.PENDING:
@@ -289,6 +332,20 @@ class Application:
         else:
             write.done(write.errno or EIO)
 
+    def _try_again(self, write: Write) -> None:
+        """After a suspension: if no copy that counts has it, it is written anew."""
+        if self._is_kept(write):
+            self._complete(write)
+            return
+        write.completed = True  # as far as this account goes
+        self._accept(
+            Write(write.volume, write.kind, write.sector, write.nsectors, write.data, write.done)
+        )
+
+    def _fail(self, write: Write, errno: int) -> None:
+        write.completed = True
+        write.done(errno)
+
     def _finish(self, write: Write) -> None:
         """Local disk and peer are both done with it: mark what only one of them has."""
         volume = self._volume
@@ -304,18 +361,12 @@ class Application:
         for write in self._unshared:
             self._volume.mark_out_of_sync(write.sector, write.nsectors)
 
-    def generation_stable(self) -> None:
-        """The new UUID is on stable storage: complete what waited for it."""
-        held, self._held = self._held, []
-        for write in held:
-            self._complete(write)
-
     # --- flush --------------------------------------------------------------------------------
 
     def _flush(self, answer: Done) -> None:
         """The local disk and, as the protocol promises, the peer."""
         if self._waits():
-            self._frozen.append(partial(self._flush, answer))
+            self._frozen.append(_Waiting(partial(self._flush, answer), answer))
             return
         volume = self._volume
         disk = volume.data_disk
@@ -335,14 +386,19 @@ class Application:
         """Whether the copy on the local disk is one that will be used again."""
         return self._volume.state.disk is Disk.UpToDate
 
-    def take_lost(self) -> bool:
-        """Whether something completed was lost since this was last asked."""
-        lost, self._lost = self._lost, False
-        return lost
+    def answer_flush(self, answer: Done, good: bool, result: int) -> None:
+        """Answer a flush that the peer had no part in. good: the local copy has it all."""
+        if not self._holding:
+            answer(self.with_lost(result))
+        elif self._may_retry and not good and self._volume.state.suspended:
+            self.hold(partial(self._flush, answer), answer)
+        else:
+            self.hold(lambda: answer(self.with_lost(result)), answer)
 
-    def after_generation(self, action: Callable[[], None]) -> None:
-        """Run `action` now, or when the generation that is being written is stable."""
-        self._volume.after_generation(action)
+    def with_lost(self, result: int) -> int:
+        """The result of a flush, which also tells of what was lost since the last one."""
+        lost, self._lost = self._lost, False
+        return result or (EIO if lost else 0)
 
     # --- reads --------------------------------------------------------------------------------
 
@@ -368,9 +424,20 @@ class Application:
                 return
             volume.mark_out_of_sync(offset >> 9, length >> 9)
             volume.local_io_error("read", offset >> 9, errno, disk)
-            self._replication.read_from_peer(volume, offset, length, answer)
+            self._read_there(offset, length, answer)
 
         disk.read(offset, length, loaded)
+
+    def _read_there(self, offset: int, length: int, answer: ReadDone) -> None:
+        """From the peer."""
+
+        def ended(errno: int, data: bytes) -> None:
+            if errno and self._may_retry and self._volume.state.suspended:
+                self._freeze_read(offset, length, answer)
+            else:
+                answer(errno, data)
+
+        self._replication.read_from_peer(self._volume, offset, length, ended)
 
 
 class _FlushOutcome:
@@ -392,7 +459,7 @@ class _FlushOutcome:
         self._disk = disk
         self._counted = application.counts
         """The local copy was a good one when the flush began. If it is given up meanwhile, the peer
-        has all of it (see admin.detach), or what is lost is told (take_lost)."""
+        has all of it (see admin.detach), or what is lost is told (with_lost)."""
         self._local: int | None = None
         self._remote_ok = False
         self.remote_pending = False
@@ -412,10 +479,8 @@ class _FlushOutcome:
         if self._local is None or self.remote_pending:
             return
         here = not self._local and self._counted
-        result = 0 if self._remote_ok or here else self._local or EIO
-        if self._application.take_lost():
-            result = result or EIO
         if self._remote_ok:
-            self._answer(result)
+            self._answer(self._application.with_lost(0))
         else:
-            self._application.after_generation(partial(self._answer, result))
+            result = 0 if here else self._local or EIO
+            self._application.answer_flush(self._answer, here, result)

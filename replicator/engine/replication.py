@@ -330,6 +330,7 @@ class Replication:
             for write in epoch.writes:
                 write.epoch = None
                 write.net = Part.FAILED
+                write.volume.write_cut_off(write.sector, write.nsectors)
                 write.volume.application.progress(write)
         for epoch in epochs:
             for waiter in epoch.waiters:

@@ -21,10 +21,11 @@ from protocol.packets import (
     encode,
 )
 from protocol.states import Conn, Role
-from replicator.engine import admin, new_current
+from replicator.engine import admin, new_current, roles
 from replicator.engine.cluster import Cluster
 from replicator.engine.dispatch import dispatch
 from replicator.engine.establish import Establisher, Sockets
+from replicator.engine.fencing import Fencing
 from replicator.engine.link import Link
 from replicator.engine.peer_reads import PeerReads
 from replicator.engine.peer_writes import PeerWrites
@@ -66,6 +67,7 @@ class Resource:
         self.on_change: Callable[[], None] | None = None
         self.replication = Replication(self)
         self.cluster = Cluster(self)
+        self.fencing = Fencing(self)
         self.peer_writes: PeerWrites | None = None
         self.peer_reads: PeerReads | None = None
         self.link: Link | None = None
@@ -129,10 +131,10 @@ class Resource:
         admin.disconnect(self, force, done)
 
     def primary(self, force: bool, done: AdminDone) -> None:
-        admin.Promotion(self, force, done).start()
+        roles.Promotion(self, force, done).start()
 
     def secondary(self, done: AdminDone) -> None:
-        admin.secondary(self, done)
+        roles.secondary(self, done)
 
     def detach(self, volume: int, force: bool, done: AdminDone) -> None:
         admin.detach(self.volumes[volume], force, done)
@@ -151,6 +153,12 @@ class Resource:
 
     def resume_sync(self, volume: int, done: AdminDone) -> None:
         admin.pause_sync(self.volumes[volume], False, done)
+
+    def suspend_io(self, done: AdminDone) -> None:
+        admin.suspend_io(self, done)
+
+    def resume_io(self, done: AdminDone) -> None:
+        admin.resume_io(self, done)
 
     def shutdown(self, done: AdminDone, *, force: bool = False) -> None:
         admin.shutdown(self, force, done)
@@ -205,7 +213,7 @@ class Resource:
 
     def demote_for_split_brain(self) -> None:
         """call-pri-lost-after-sb: nobody holds the devices open, so the Primary can step back."""
-        admin.demote(self, lambda _error: None)
+        roles.demote(self, lambda _error: None)
 
     # --- LinkOwner ----------------------------------------------------------------------------
 
@@ -298,10 +306,11 @@ class Resource:
         level = "error" if stand_alone else "info" if state is Conn.TearDown else "warning"
         self.log.log(level, f"connection ended: {reason}")
         self.link = None
+        was_up = self.replication.link is link
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        if self.replication.link is link:
+        if was_up:
             self.replication.link = None
             for volume in self.volumes.values():
                 volume.exchange.forget()
@@ -314,6 +323,8 @@ class Resource:
         self.cluster.connection_lost()
         for volume in self.volumes.values():
             volume.connection_lost()
+        if was_up:
+            self.fencing.connection_lost()
         # StandAlone: a disconnect that waited for the peer's answer has been carried out just now.
         if stand_alone or self.conn in (Conn.Disconnecting, Conn.StandAlone):
             self.stand_alone()
@@ -327,6 +338,7 @@ class Resource:
             self.conn = Conn.Connected
             self.conn_since = self.clock.now()
             self.last_error = ""
+            self.fencing.connected()
         self.changed()
 
     # --- watching for a peer that lives but does not answer -----------------------------------

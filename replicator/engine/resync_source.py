@@ -267,5 +267,6 @@ class ResyncSource:
             volume.log("info", "resync done")
             volume.change(conn=Conn.Connected, pdsk=Disk.UpToDate)
             volume.write_superblock()
+            volume.resource.fencing.lift(after_resync=True)
 
         store.bitmaps.write_dirty(stable)

@@ -163,7 +163,12 @@ def _without_data(state: State) -> bool:
 
 
 def _suspended(new: State, fencing: str, on_no_data: str, old: State | None) -> State:
-    """Freeze I/O on entering (not while being in) a situation that the policies name."""
+    """Freeze I/O on entering (not while being in) a situation that the policies name, and thaw it
+    when the reason has gone: the peer is back, good data are, or nobody uses the device."""
+    if new.conn >= Conn.Connected or new.role is Role.Secondary:
+        new = new._replace(susp_fen=False)
+    if not _without_data(new):
+        new = new._replace(susp_nod=False)
     if fencing == "resource-and-stonith" and _alone(new) and not (old is not None and _alone(old)):
         new = new._replace(susp_fen=True)
     if (

@@ -115,9 +115,25 @@ def _gi_flags(volume: Volume) -> str:
     return volume.store.superblock.gi_flags()
 
 
+def _suspension(volume: Volume) -> str:
+    """What ends the suspension of I/O."""
+    state, name = volume.state, volume.resource.settings.name
+    reasons = []
+    if state.susp_fen:
+        reasons.append(volume.resource.fencing.reason())
+    if state.susp_nod:
+        reasons.append(f"good data, here or at the peer (or replicator resume-io {name}: errors)")
+    if state.susp:
+        reasons.append(f"replicator resume-io {name}")
+    count = volume.application.frozen
+    return f"I/O is frozen ({count} requests) until: {'; and '.join(reasons)}"
+
+
 def _waiting(volume: Volume) -> str:
     """Why I/O or the resync of this volume waits right now."""
     state, application = volume.state, volume.application
+    if state.suspended:
+        return _suspension(volume)
     if application.frozen:
         return f"{application.frozen} requests wait while {state.conn.name}"
     if volume.generation_pending:

@@ -32,7 +32,7 @@ from replicator.engine.resync_source import ResyncSource
 from replicator.engine.settings import VolumeSettings
 from replicator.engine.states import adjust, contact_lost
 from replicator.engine.store import Store
-from replicator.engine.words import errno_text
+from replicator.engine.words import errno_text, state_change_text
 from replicator.errors import (
     NoUsableDataError,
     ReplicatorError,
@@ -107,6 +107,8 @@ class Volume:
         self._generations_pending = 0
         """Superblock writes with a new generation that have not ended yet."""
         self._after_generation: list[Callable[[], None]] = []
+        self.generation_postponed = False
+        """The peer was lost while I/O was suspended: a new generation is due if I/O goes on without."""
         self.users = 0
         self.writers = 0
         self.outdate_after_disconnect = False
@@ -184,11 +186,12 @@ class Volume:
         if new == old:
             return
         self.state = new
-        self._log_change(old, new)
+        self.log("info", state_change_text(old, new))
         self._update_shortcuts()
         self._follow_data(old, new)
         self.resync.state_changed(old, new)
         self.keep_superblock()
+        self._follow_suspension(new)
         if self.application.frozen:
             # Not before the peer has been told of this state: what it is sent depends on it.
             self.resource.soon(self.application.thaw)
@@ -202,26 +205,6 @@ class Volume:
         if exposed and (exposed ^ self.store.uuids.current) >> 1:
             return None
         return old._replace(disk=self.negotiated_disk, pdsk=Disk.DUnknown)
-
-    def _log_change(self, old: StateWord, new: StateWord) -> None:
-        words = [
-            f"{label}( {getattr(old, field).name} -> {getattr(new, field).name} )"
-            for label, field in (
-                ("role", "role"),
-                ("peer", "peer"),
-                ("conn", "conn"),
-                ("disk", "disk"),
-                ("pdsk", "pdsk"),
-            )
-            if getattr(old, field) != getattr(new, field)
-        ]
-        flags = ("susp", "aftr_isp", "peer_isp", "user_isp", "susp_nod", "susp_fen")
-        words += [
-            f"{flag}( {int(getattr(old, flag))} -> {int(getattr(new, flag))} )"
-            for flag in flags
-            if getattr(old, flag) != getattr(new, flag)
-        ]
-        self.log("info", " ".join(words))
 
     def log(self, level: str, message: str) -> None:
         self.resource.log.log(level, f"{self.name}: {message}")
@@ -263,7 +246,10 @@ class Volume:
             met = old.conn >= Conn.Connected
             writing = new.role is Role.Primary or (met and new.peer is Role.Primary)
             if writing and new.disk is Disk.UpToDate:
-                self.new_generation()
+                if new.suspended:
+                    self.generation_postponed = True
+                else:
+                    self.new_generation()
         peer_writes_here = new.peer is Role.Primary and new.pdsk is Disk.Diskless
         if peer_writes_here and not (old.peer is Role.Primary and old.pdsk is Disk.Diskless):
             if old.conn >= Conn.Connected:
@@ -273,6 +259,28 @@ class Volume:
             self.peer_may_have_current = True
         if new.disk is Disk.UpToDate and new.pdsk is Disk.UpToDate and self.crashed_primary:
             self.crashed_primary = False
+
+    def _follow_suspension(self, new: StateWord) -> None:
+        """A generation that was due while I/O was suspended: make it, if it is still needed."""
+        if not self.generation_postponed:
+            return
+        peer_is_back = new.conn >= Conn.Connected and new.pdsk >= Disk.Inconsistent
+        if peer_is_back or not new.suspended:
+            self.generation_postponed = False
+            alone = new.role is Role.Primary and not peer_is_back
+            if alone and new.disk is Disk.UpToDate:
+                self.new_generation()
+
+    def write_cut_off(self, sector: int, nsectors: int) -> None:
+        """The connection ended before the peer had this write on stable storage.
+
+        Where I/O is suspended no new generation tells of it. The crashed-Primary mark does: among
+        equal generations the marked blocks go from this node to the peer, and if the peer went on
+        meanwhile, from there to this node.
+        """
+        if self.generation_postponed:
+            self.crashed_primary = True
+            self.mark_out_of_sync(sector, nsectors)
 
     # --- superblock ---------------------------------------------------------------------------
 
@@ -414,7 +422,7 @@ class Volume:
         def stable(errno: int) -> None:
             self._generations_pending -= 1
             if not self.generation_pending:
-                self.application.generation_stable()
+                self.application.thaw()
                 waiting, self._after_generation = self._after_generation, []
                 for action in waiting:
                     action()
@@ -552,6 +560,7 @@ class Volume:
                 self.released(store)
         if self.store is not None and self.state.disk > Disk.Failed:
             self.store.bitmaps.write_dirty()
+            self.keep_superblock()
         if self.outdate_after_disconnect:
             self.outdate_after_disconnect = False
             if self.state.role is Role.Secondary and self.state.disk > Disk.Outdated:

@@ -124,6 +124,14 @@ def _resume_sync(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> 
     daemon.engine.resume_sync(args["volume"], _finish(reply))
 
 
+def _suspend_io(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.suspend_io(_finish(reply))
+
+
+def _resume_io(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.resume_io(_finish(reply))
+
+
 def _down(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
     daemon.start_down(args["force"], _finish(reply))
 
@@ -142,5 +150,7 @@ COMMANDS: dict[str, Command] = {
     "invalidate-remote": Command(_invalidate_remote, {"volume": int}),
     "pause-sync": Command(_pause_sync, {"volume": int}),
     "resume-sync": Command(_resume_sync, {"volume": int}),
+    "suspend-io": Command(_suspend_io, {}),
+    "resume-io": Command(_resume_io, {}),
     "down": Command(_down, {"force": bool}, ROLE_SECONDS),
 }

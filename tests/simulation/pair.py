@@ -94,6 +94,7 @@ class Node:
             ],
             net=replace(pair.net),
             dials_first=self.name == pair.network.nodes[0],
+            on_no_data_accessible=pair.on_no_data,
             epoch_per_completion=pair.epoch_per_completion,
         )
 
@@ -225,6 +226,7 @@ class Pair:
         disk: DiskSettings | None = None,
         epoch_per_completion: bool = False,
         placement: Placement = INTERNAL,
+        on_no_data: str = "io-error",
     ) -> None:
         self.placement = placement
         self.rng = random.Random(seed)
@@ -237,6 +239,7 @@ class Pair:
         self.epoch_per_completion = epoch_per_completion
         self.opened: Callable[[Node, int], None] = lambda node, number: None
         """Told when a node opens the disks of a volume, before they are used."""
+        self.on_no_data = on_no_data
         self.alice = Node(self, "alice", [size] * volumes)
         self.bob = Node(self, "bob", [size] * volumes)
 

@@ -418,8 +418,16 @@ class Handlers:
     def __init__(self, clock: OwnedClock) -> None:
         self._clock = clock
         self.calls: list[str] = []
+        self.answers: dict[str, int | Callable[[], int]] = {}
+        """Handler -> exit status, or what is done when it ends and gives one; 0 if not named."""
+        self.seconds: dict[str, float] = {}
+        """Handler -> how long it takes."""
 
     def call(self, event: str, volume: int | None, done: Callable[[int], None] | None) -> None:
         self.calls.append(event)
         if done is not None:
-            self._clock.call_soon(lambda: done(0))
+            self._clock.call_later(self.seconds.get(event, 0.0), lambda: done(self._answer(event)))
+
+    def _answer(self, event: str) -> int:
+        answer = self.answers.get(event, 0)
+        return answer if isinstance(answer, int) else answer()
