@@ -6,6 +6,9 @@ refuse the connection because of it is the engine's doing (DRBD stands alone).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from protocol.digests import REPLICATOR_ONLY
 from protocol.messages import ProtocolParams, SyncParam
 
 CF_DISCARD_MY_DATA = 1
@@ -64,6 +67,17 @@ def compare_sync_param(own: SyncParam, peer: SyncParam) -> str | None:
         return _differs("verify-alg", own.verify_alg, peer.verify_alg)
     if own.csums_alg != peer.csums_alg:
         return _differs("csums-alg", own.csums_alg, peer.csums_alg)
+    return None
+
+
+def needs_replicator(algorithms: Mapping[str, str]) -> str | None:
+    """algorithms: option -> its value. What a kernel peer cannot compute, or None."""
+    for option, name in algorithms.items():
+        if name in REPLICATOR_ONLY:
+            return (
+                f"{option} is {name} here, which only a replicator knows, and the peer is none: "
+                "choose one of the kernel's, for example crc32c or sha256, on both nodes"
+            )
     return None
 
 

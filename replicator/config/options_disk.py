@@ -176,9 +176,8 @@ DISK = (
         0,
         1 << 20,
         0,
-        "resync blocks of this size that are all zero as discards; 0 off",
+        "ranges that a resync finds zero are discarded in multiples of this; 0 all of them",
         unit=BYTES,
-        effect=Effect.NO,
     ),
     boolean("disk", "disable-write-same", False, "do not use the disk's WRITE SAME", Effect.NO),
     choice(

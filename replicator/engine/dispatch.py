@@ -162,6 +162,22 @@ def _write_ack(volume: Volume, command: int, packet: BlockAck) -> None:
 # --- resync -----------------------------------------------------------------------------------
 
 
+def _thin_request(volume: Volume, command: int, packet: BlockRequest) -> None:
+    _thin_agreed(volume, command)
+    volume.resync_source.got_request(command, packet)
+
+
+def _deallocated(volume: Volume, command: int, packet: BlockDesc) -> None:
+    _thin_agreed(volume, command)
+    volume.resync.got_deallocated(packet)
+
+
+def _thin_agreed(volume: Volume, command: int) -> None:
+    link = volume.resource.replication.link
+    if link is None or not link.with_thin_resync:
+        raise WireError(f"{Command(command).name}: THIN_RESYNC was not agreed upon")
+
+
 def _resync_request(volume: Volume, command: int, packet: BlockRequest) -> None:
     volume.resync_source.got_request(command, packet)
 
@@ -220,6 +236,8 @@ VOLUME_HANDLERS: dict[int, VolumeHandler] = {
     Command.NEG_DREPLY: _negative_reply,
     Command.RS_DATA_REQUEST: _resync_request,
     Command.CSUM_RS_REQUEST: _resync_request,
+    Command.RS_THIN_REQ: _thin_request,
+    Command.RS_DEALLOCATED: _deallocated,
     Command.RS_DATA_REPLY: _resync_reply,
     Command.RS_IS_IN_SYNC: lambda volume, _command, ack: volume.resync.got_in_sync(ack),
     Command.NEG_RS_DREPLY: lambda volume, _command, ack: volume.resync.got_negative(ack),

@@ -187,6 +187,10 @@ class Link:
     def with_zeroes(self) -> bool:
         return bool(self.features & features.WZEROES)
 
+    @property
+    def with_thin_resync(self) -> bool:
+        return bool(self.features & features.THIN_RESYNC)
+
     # --- sending ------------------------------------------------------------------------------
 
     def send_data(self, packet: Buffer) -> None:
@@ -287,8 +291,8 @@ class Link:
     # --- features and authentication ----------------------------------------------------------
 
     def _features_to_offer(self) -> Features:
-        """TRIM and WSAME always; ZEROES not together with data digests (kernels disagree there)."""
-        flags = features.TRIM | features.WSAME
+        """ZEROES not together with data digests (kernels disagree there), the others always."""
+        flags = features.TRIM | features.THIN_RESYNC | features.WSAME
         if not self.settings.data_integrity_alg:
             flags |= features.WZEROES
         return Features(PROTOCOL_MIN, flags, PROTOCOL_MAX, EXTENSION_VERSION)

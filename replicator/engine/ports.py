@@ -31,8 +31,14 @@ class Disk(Protocol):
     """
 
     size: int
+    allocated: bool
+    """All of its space was there when it was opened, which somebody may have seen to: a resync does
+    not give any of it back."""
 
     def read(self, offset: int, length: int, done: ReadDone) -> None: ...
+
+    def read_unless_hole(self, offset: int, length: int, done: ReadDone) -> None:
+        """As read(), but (0, b"") where the disk can tell without reading that all of it is zero."""
 
     def write(self, offset: int, data: Buffer, done: Done) -> None:
         """Complete when a read would return the data; stable only after a later flush."""

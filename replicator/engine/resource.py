@@ -224,6 +224,9 @@ class Resource:
         self.peer_reads = PeerReads(self, link)
         self.peer_discards = False
         self._heard_protocol = False
+        if not link.peer_extension and (problem := self._only_for_replicators()):
+            self.refuse_peer(problem)
+            return
         link.send_data(encode(0, Command.PROTOCOL, self._protocol_params()))
         if link.peer_extension:
             link.send_data(encode(0, Command.EXTENSION, Raw(self._hello())))
@@ -235,6 +238,16 @@ class Resource:
             volume.change(conn=Conn.WFReportParams)
             volume.exchange.announce()
         self._watch_progress()
+
+    def _only_for_replicators(self) -> str | None:
+        net = self.settings.net
+        return compat.needs_replicator(
+            {
+                "data-integrity-alg": net.data_integrity_alg,
+                "csums-alg": net.csums_alg,
+                "verify-alg": net.verify_alg,
+            }
+        )
 
     def _protocol_params(self) -> ProtocolParams:
         net = self.settings.net

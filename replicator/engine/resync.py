@@ -24,18 +24,22 @@ from protocol.errors import WireError
 from protocol.packets import (
     SYNCER_ID,
     BlockAck,
+    BlockDesc,
     Command,
     Data,
     block_ack,
     block_request,
 )
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.requests import Countdown
 from replicator.engine.snapshot import Progress
+from replicator.engine.zeroes import Run, may_unmap, zero_runs
 
 if TYPE_CHECKING:
     from replicator.engine.intervals import Hold
     from replicator.engine.link import Link
-    from replicator.engine.ports import Timer
+    from replicator.engine.ports import Disk as DiskPort
+    from replicator.engine.ports import Done, Timer
     from replicator.engine.volume import Volume
 
 REQUEST_BITS = 256
@@ -309,9 +313,8 @@ class Resync:
                 sector << 9, nsectors << 9, partial(self._ask_with_digest, link, block, algorithm)
             )
             return
-        link.send_data(
-            block_request(volume.number, Command.RS_DATA_REQUEST, sector, SYNCER_ID, nsectors << 9)
-        )
+        command = Command.RS_THIN_REQ if link.with_thin_resync else Command.RS_DATA_REQUEST
+        link.send_data(block_request(volume.number, command, sector, SYNCER_ID, nsectors << 9))
 
     def _ask_with_digest(
         self, link: Link, block: _Block, algorithm: str, errno: int, data: bytes
@@ -334,17 +337,26 @@ class Resync:
     def got_data(self, packet: Data) -> None:
         """RS_DATA_REPLY: write it in its turn."""
         block = self._take(packet.sector, len(packet.data), "RS_DATA_REPLY")
-        if block is None:
-            return
-        volume = self._volume
-        volume.counters.received += block.nsectors
+        if block is not None:
+            self._volume.counters.received += block.nsectors
+            self._arrived(block, packet.data)
+
+    def got_deallocated(self, packet: BlockDesc) -> None:
+        """RS_DEALLOCATED: the source has nothing but zeroes there."""
+        block = self._take(packet.sector, packet.size, "RS_DEALLOCATED")
+        if block is not None:
+            self._budget += packet.size  # what has not been transferred does not count
+            self._arrived(block, b"")
+
+    def _arrived(self, block: _Block, data: bytes) -> None:
+        """An answer, b"" for zeroes: into the line for its range."""
         self._writing += 1
         self._received.add(block)
         end = block.sector + block.nsectors
-        hold = volume.locks.acquire(block.sector, end, lambda: self._write(block, packet.data))
+        hold = self._volume.locks.acquire(block.sector, end, lambda: self._write(block, data))
         block.hold = hold
         if hold.granted:
-            self._write(block, packet.data)
+            self._write(block, data)
 
     def overtake(self, sector: int, nsectors: int) -> None:
         """This node is Primary and writes there itself: what has been asked for, or has come and
@@ -405,7 +417,22 @@ class Resync:
             self._flush()
             self._request_more()
 
-        disk.write(block.sector << 9, data, written)
+        self._put(disk, block, data, written)
+
+    def _put(self, disk: DiskPort, block: _Block, data: bytes, done: Done) -> None:
+        """Data as data, zeroes as holes, so that a thin disk stays thin."""
+        offset, length = block.sector << 9, block.nsectors << 9
+        runs = zero_runs(data, offset) if data else [Run(0, length, True)]
+        granularity = self._volume.settings.disk.rs_discard_granularity
+        part = Countdown(len(runs), done).part_done if len(runs) > 1 else done
+        for start, end, zero in runs:
+            if zero:
+                unmap = may_unmap(offset + start, end - start, granularity) and not disk.allocated
+                disk.zero(offset + start, end - start, unmap, part)
+            elif len(runs) == 1:
+                disk.write(offset, data, part)
+            else:
+                disk.write(offset + start, memoryview(data)[start:end], part)
 
     def _release(self, block: _Block) -> None:
         if block.hold is not None:

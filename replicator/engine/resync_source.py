@@ -18,13 +18,16 @@ from protocol.errors import WireError
 from protocol.packets import (
     SYNCER_ID,
     BlockAck,
+    BlockDesc,
     BlockRequest,
     Command,
     block_ack,
     data_header,
+    encode,
 )
 from protocol.states import Conn, Disk
 from replicator.engine.resync import SECTORS_PER_BIT, SOURCE
+from replicator.engine.zeroes import is_zero
 
 if TYPE_CHECKING:
     from replicator.engine.intervals import Hold
@@ -46,7 +49,7 @@ class ResyncSource:
         self._finishing = False
         self._asked_by: Link | None = None
         """The connection that the queue and the counts belong to."""
-        self._queue: deque[BlockRequest] = deque()
+        self._queue: deque[tuple[int, BlockRequest]] = deque()
         self._reading = 0
 
     @property
@@ -87,7 +90,8 @@ class ResyncSource:
         volume.write_superblock(stable)
 
     def got_request(self, command: int, request: BlockRequest) -> None:
-        """RS_DATA_REQUEST or CSUM_RS_REQUEST: read in turn with application writes, and answer."""
+        """RS_DATA_REQUEST, RS_THIN_REQ or CSUM_RS_REQUEST: read in turn with application writes, and
+        answer."""
         volume, link = self._volume, self._link
         assert link is not None
         nsectors = request.blksize >> 9
@@ -107,7 +111,7 @@ class ResyncSource:
             raise WireError(f"more than {REQUESTS_MAX} resync requests at once")
         self.answering += 1
         volume.peer_may_have_current = False
-        self._queue.append(request)
+        self._queue.append((command, request))
         self.answer_more()
 
     def answer_more(self) -> None:
@@ -116,18 +120,19 @@ class ResyncSource:
         while self._queue and link is not None and not link.closed:
             if self._reading >= READING_MAX or link.data.channel.unsent >= UNSENT_MAX:
                 return
-            request = self._queue.popleft()
+            command, request = self._queue.popleft()
             self._reading += request.blksize
             # The data must not be older than a write of the peer that came before the request.
-            self._after_peer_writes(partial(self._read, link, request))
+            self._after_peer_writes(partial(self._read, link, command, request))
 
     def _after_peer_writes(self, action: Callable[[], None]) -> None:
         writes = self._volume.resource.peer_writes
         if writes is not None:
             writes.when_started(action)
 
-    def _read(self, link: Link, request: BlockRequest) -> None:
+    def _read(self, link: Link, command: int, request: BlockRequest) -> None:
         volume, disk = self._volume, self._volume.data_disk
+        thin = command == Command.RS_THIN_REQ
         nsectors = request.blksize >> 9
         holds: list[Hold] = []
 
@@ -138,11 +143,12 @@ class ResyncSource:
                 self._reading -= request.blksize
                 self.answer_more()
 
-        def read() -> None:
+        def go() -> None:
             if disk is None or volume.data_disk is not disk:
                 ended()
                 return
-            disk.read(request.sector << 9, request.blksize, loaded)
+            read = disk.read_unless_hole if thin else disk.read
+            read(request.sector << 9, request.blksize, loaded)
 
         def loaded(errno: int, data: bytes) -> None:
             if self._link is link and not link.closed:
@@ -150,14 +156,16 @@ class ResyncSource:
                     self._refuse(link, request)
                     volume.resync.failed += -(-nsectors // SECTORS_PER_BIT)
                     volume.local_io_error("resync read", request.sector, errno, disk)
+                elif thin and is_zero(data):
+                    self._answer_zeroes(link, request)
                 else:
                     self._answer(link, request, data)
             ended()
 
-        hold = volume.locks.acquire(request.sector, request.sector + nsectors, read)
+        hold = volume.locks.acquire(request.sector, request.sector + nsectors, go)
         holds.append(hold)
         if hold.granted:
-            read()
+            go()
 
     def _refuse(self, link: Link, request: BlockRequest) -> None:
         volume = self._volume
@@ -172,6 +180,10 @@ class ResyncSource:
                 volume.sequence,
             )
         )
+
+    def _answer_zeroes(self, link: Link, request: BlockRequest) -> None:
+        desc = BlockDesc(request.sector, request.blksize)
+        link.send_data(encode(self._volume.number, Command.RS_DEALLOCATED, desc))
 
     def _answer(self, link: Link, request: BlockRequest, data: bytes) -> None:
         volume = self._volume

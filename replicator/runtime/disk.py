@@ -139,6 +139,8 @@ class FileDisk:
         self._fd = fd
         self._block_device = block_device
         self._inline_reads = True
+        self.allocated = not block_device and os.fstat(fd).st_blocks * 512 >= size > 0
+        self._tells_holes = not block_device and disk_ops.tells_holes(fd)
         self._unsynced = True
         self._sync_error = 0
         self._stopped = False
@@ -176,6 +178,13 @@ class FileDisk:
                 self._complete_later(partial(done, 0, data))
                 return
         self._submit("read", partial(self._do_read, offset, length, done))
+
+    def read_unless_hole(self, offset: int, length: int, done: ReadDone) -> None:
+        if problem := self._refusal(offset, length, errno.EIO):
+            self._complete_later(partial(done, problem, b""))
+            return
+        self.counters.reads += 1
+        self._submit("read", partial(self._do_read_unless_hole, offset, length, done))
 
     def write(self, offset: int, data: Buffer, done: Done) -> None:
         if problem := self._refusal(offset, len(data), errno.ENOSPC):
@@ -358,6 +367,12 @@ class FileDisk:
         except OSError as error:
             return partial(done, self._failed(error), b"")
         return partial(done, 0, data)
+
+    def _do_read_unless_hole(self, offset: int, length: int, done: ReadDone) -> Completion:
+        if self._tells_holes and disk_ops.is_hole(self._fd, offset, length):
+            return partial(done, 0, b"")
+        self.counters.bytes_read += length
+        return self._do_read(offset, length, done)
 
     def _do_write(self, offset: int, data: Buffer, done: Done) -> Completion:
         return partial(done, self._write_now(offset, data))

@@ -243,6 +243,11 @@ class Pair:
         self.alice = Node(self, "alice", [size] * volumes)
         self.bob = Node(self, "bob", [size] * volumes)
 
+    def fill(self) -> None:
+        """Data other than zeroes all over alice's disks: a resync has something to transfer."""
+        for number, medium in enumerate(self.alice.media):
+            medium.put(0, b"data" * (self.alice.data_size(number) // 4))
+
     def up(self) -> None:
         self.alice.up()
         self.bob.up()

@@ -65,10 +65,13 @@ class _End:
 class ScriptedPeer:
     """Connects to alice; `heard` is every frame since the features, with its socket's letter."""
 
-    def __init__(self, pair: Pair, *, replicator: int = 0, protocol: int = 3) -> None:
+    def __init__(
+        self, pair: Pair, *, replicator: int = 0, protocol: int = 3, flags: int = FLAGS
+    ) -> None:
         self.pair = pair
         self.extension = replicator
         self.protocol = protocol
+        self.flags = flags
         self.deaf = False
         self.answers_pings = True
         self.heard: list[tuple[str, Frame]] = []
@@ -122,7 +125,7 @@ class ScriptedPeer:
 
     def features(self) -> None:
         """As far as the exchange of parameters, in which alice has told everything already."""
-        packet = Features(PROTOCOL_MIN, FLAGS, PROTOCOL_MAX, self.extension)
+        packet = Features(PROTOCOL_MIN, self.flags, PROTOCOL_MAX, self.extension)
         self.data.channel.send(encode_h80(Command.CONNECTION_FEATURES, packet))
         alice = self.pair.alice
         self.pair.run_until(lambda: alice.r.conn is Conn.WFReportParams, 10)

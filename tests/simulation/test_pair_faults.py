@@ -92,6 +92,7 @@ def test_detaching_the_only_good_copy_under_a_primary_is_refused():
 
 def test_a_resync_whose_target_dies_goes_on_where_it_was():
     pair = Pair(size=24 * MIB, disk=DiskSettings(al_extents=67, c_plan_ahead=0, resync_rate=MIB))
+    pair.fill()
     pair.up()
     pair.alice.primary(force=True)
     pair.run(6)
@@ -108,6 +109,7 @@ def test_a_resync_whose_target_dies_goes_on_where_it_was():
 
 def test_an_inconsistent_target_cannot_be_promoted_alone():
     pair = Pair(size=24 * MIB, disk=DiskSettings(al_extents=67, c_plan_ahead=0, resync_rate=MIB))
+    pair.fill()
     pair.up()
     pair.alice.primary(force=True)
     pair.run(3)
@@ -121,6 +123,7 @@ def test_writes_during_a_resync_reach_the_target():
     pair = Pair(
         size=24 * MIB, disk=DiskSettings(al_extents=67, c_plan_ahead=0, resync_rate=4 * MIB)
     )
+    pair.fill()
     pair.up()
     pair.alice.primary(force=True)
     for number in range(200):
@@ -132,6 +135,7 @@ def test_writes_during_a_resync_reach_the_target():
 
 def test_pause_and_resume_are_shown_on_both_sides():
     pair = Pair(size=24 * MIB, disk=DiskSettings(al_extents=67, c_plan_ahead=0, resync_rate=MIB))
+    pair.fill()
     pair.up()
     pair.alice.primary(force=True)
     pair.run(2)

@@ -117,6 +117,10 @@ class Disk:
         self.watch: Callable[[str, int], None] | None = None
         """(kind, offset) told of every call when it is made."""
         self.hangs = False
+        self.allocated = False
+        self.tells_holes = True
+        self.unmapped = 0
+        """Bytes of zeroes written that might be kept as holes."""
         self._clock = clock
         self._rng = rng
         self.writes = 0
@@ -142,6 +146,15 @@ class Disk:
             done(error, b"" if error else self.medium.read(offset, length))
 
         self._later(act, "read", offset, length)
+
+    def read_unless_hole(
+        self, offset: int, length: int, done: Callable[[int, bytes], None]
+    ) -> None:
+        def loaded(error: int, data: bytes) -> None:
+            hole = self.tells_holes and not any(data)
+            done(error, b"" if hole else data)
+
+        self.read(offset, length, loaded)
 
     def write(self, offset: int, data: Any, done: Callable[[int], None]) -> None:
         data = bytes(data)
@@ -191,6 +204,7 @@ class Disk:
         self._later(act, "flush")
 
     def zero(self, offset: int, length: int, unmap: bool, done: Callable[[int], None]) -> None:
+        self.unmapped += length if unmap else 0
         self.write(offset, bytes(length), done)
 
     def discard(self, offset: int, length: int, done: Callable[[int], None]) -> None:

@@ -82,6 +82,7 @@ def test_a_write_out_of_sync_is_4_kib_each_block() -> None:
 
 def test_a_resync_shows_its_progress_and_a_pause_its_reason() -> None:
     pair = Pair(size=32 * MIB, disk=DiskSettings(al_extents=67, c_max_rate=2 * MIB))
+    pair.fill()
     pair.up()
     pair.alice.primary(force=True)
     pair.run(2)
@@ -130,6 +131,7 @@ def test_two_volumes_are_counted_apart() -> None:
 
 def test_the_worst_connection_state_stands_for_the_resource() -> None:
     pair = Pair(volumes=2, size=16 * MIB, disk=DiskSettings(al_extents=67, c_max_rate=MIB))
+    pair.fill()
     pair.up()
     pair.alice.primary(force=True)
     pair.run(1)

@@ -283,3 +283,43 @@ async def test_one_done_that_raises_does_not_take_the_others_with_it(disk: FileD
     await wait(disk.write, 2, b"t")
     assert results == [0]
     assert len(reported) == 1
+
+
+async def test_a_hole_is_told_without_reading_and_data_beside_it_is_read(disk: FileDisk) -> None:
+    data = os.urandom(4096)
+    assert await wait(disk.write, 1 << 20, data) == 0
+    before = disk.counters.bytes_read
+    assert await wait(disk.read_unless_hole, 0, 1 << 20) == (0, b"")
+    assert await wait(disk.read_unless_hole, 2 << 20, 6 << 20) == (0, b"")
+    assert disk.counters.bytes_read == before
+    assert await wait(disk.read_unless_hole, (1 << 20) - 4096, 8192) == (0, bytes(4096) + data)
+
+
+async def test_what_was_just_written_is_never_called_a_hole(disk: FileDisk) -> None:
+    assert await wait(disk.zero, 0, 1 << 20, True) == 0
+    assert await wait(disk.write, 8192, b"x" * 512) == 0
+    errno_, data = await wait(disk.read_unless_hole, 0, 65536)
+    assert (errno_, data[8192:8704]) == (0, b"x" * 512)
+
+
+async def test_a_file_system_that_is_not_trusted_with_holes_is_read(
+    disk: FileDisk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "_tells_holes", False)
+    assert await wait(disk.read_unless_hole, 0, 65536) == (0, bytes(65536))
+
+
+async def test_reading_unless_hole_beyond_the_end_is_an_error(disk: FileDisk) -> None:
+    assert await wait(disk.read_unless_hole, SIZE - 512, 1024) == (errno.EIO, b"")
+
+
+@pytest.mark.parametrize("allocated", [True, False])
+async def test_a_file_with_all_its_space_is_known_for_it(tmp_path: Path, allocated: bool) -> None:
+    fd = os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT)
+    os.truncate(fd, 1 << 20)
+    if allocated:
+        os.posix_fallocate(fd, 0, 1 << 20)
+    opened = FileDisk(asyncio.get_running_loop(), fd, 1 << 20)
+    assert opened.allocated is allocated
+    opened.stop()
+    assert await asyncio.to_thread(opened.join, 10.0)
