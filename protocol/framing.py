@@ -16,7 +16,15 @@ from __future__ import annotations
 from struct import Struct
 from typing import NamedTuple
 
-from protocol.commands import SPECS, command_name, expected_length
+from protocol.commands import (
+    MAX_DATA,
+    MAX_SECTORS,
+    MAX_TRIM,
+    SPECS,
+    Command,
+    command_name,
+    expected_length,
+)
 from protocol.errors import (
     BadHeader,
     BadLength,
@@ -32,9 +40,21 @@ _MAGIC_95 = 0x835A
 _H80_UNPACK = Struct(">IHH").unpack_from
 _H100_UNPACK = Struct(">IHHII").unpack_from
 _MAGIC_UNPACK = Struct(">I").unpack_from
+_BLOCK_UNPACK = Struct(">IHHIIQQII").unpack_from
 _H80_SIZE = 8
 _H100_SIZE = 16
+_BLOCK_SIZE = 24
+_BLOCK_FRAME_SIZE = _H100_SIZE + _BLOCK_SIZE
 _SOCKETS = {"d": "data socket", "m": "meta socket"}
+
+
+DATA = int(Command.DATA)
+DIRECT = frozenset({DATA, int(Command.WRITE_ACK), int(Command.RECV_ACK)})
+"""Commands for next_block()."""
+
+Block = tuple[int, int, int, int, int, int, bytes]
+"""Command, volume, sector, block id, two numbers (DATA: sequence number and flags; acknowledgements:
+size in bytes and sequence number), data. Not a NamedTuple: making one costs as much as the parsing."""
 
 
 class Frame(NamedTuple):
@@ -129,12 +149,45 @@ class FrameReader:
         self._need = 0
         self._at = at + end
         if self._at == len(chunk):
-            # Not to keep a large buffer alive while the connection idles.
-            self._chunk = b""
-            self._at = 0
-            if self._later:
-                self._join()
+            self._all_taken()
         return _new_frame(Frame, (command, volume, payload))
+
+    def next_block(self) -> Block | None:
+        """The next frame, if it is one of the few that make up nearly all traffic (DIRECT), is all
+        here and is plainly correct: the same as `decode` of next_frame() gives, at a fraction of the
+        cost. None: nothing has been taken, ask next_frame()."""
+        chunk, at = self._chunk, self._at
+        if not self._h100 or len(chunk) - at < _BLOCK_FRAME_SIZE or self._error is not None:
+            return None
+        magic, volume, command, length, pad, sector, block_id, third, fourth = _BLOCK_UNPACK(
+            chunk, at
+        )
+        if magic != MAGIC_100 or pad or command not in DIRECT or command not in self._bounds:
+            return None
+        end = at + _H100_SIZE + length
+        if length == _BLOCK_SIZE:
+            size = third
+            if command == DATA:
+                return None
+        else:
+            size = length - _BLOCK_SIZE
+            if command != DATA or not 0 < size <= MAX_DATA or end > len(chunk):
+                return None
+        if size & 511 or size > MAX_TRIM or sector + (size >> 9) > MAX_SECTORS:
+            return None
+        data = chunk[at + _BLOCK_FRAME_SIZE : end]
+        self._need = 0
+        self._at = end
+        if end == len(chunk):
+            self._all_taken()
+        return command, volume, sector, block_id, third, fourth, data
+
+    def _all_taken(self) -> None:
+        """Not to keep a large buffer alive while the connection idles."""
+        self._chunk = b""
+        self._at = 0
+        if self._later:
+            self._join()
 
     def _join(self) -> None:
         self._chunk = b"".join((memoryview(self._chunk)[self._at :], *self._later))

@@ -22,7 +22,8 @@ from replicator.metadata.activity_log import (
 )
 from replicator.metadata.layout import Geometry
 
-EXTENT_SECTORS = 8192
+EXTENT_SHIFT = 13
+EXTENT_SECTORS = 1 << EXTENT_SHIFT
 """4 MiB in sectors."""
 
 Go = Callable[[int], None]
@@ -87,6 +88,15 @@ class ActivityLog:
         self._waiting.append((first, last, go))
         self._next()
         return False
+
+    def begin_hot(self, extent: int) -> bool:
+        """The commonest case of begin(): the extent is active and in use already. False: nothing has
+        been done, use begin()."""
+        count = self._references.get(extent)
+        if count is None or self._starved or extent in self._activating:
+            return False
+        self._references[extent] = count + 1
+        return True
 
     def end(self, first: int, last: int) -> None:
         """Drop the references: local disk and peer are done with the write."""
@@ -210,7 +220,7 @@ class ActivityLog:
 
 def extents(sector: int, nsectors: int) -> tuple[int, int]:
     """First and last extent that sectors [sector, sector + nsectors) touch."""
-    return sector // EXTENT_SECTORS, (sector + nsectors - 1) // EXTENT_SECTORS
+    return sector >> EXTENT_SHIFT, (sector + nsectors - 1) >> EXTENT_SHIFT
 
 
 def pages_of_extents(evicted: Iterable[int]) -> set[int]:

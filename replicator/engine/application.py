@@ -19,7 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from protocol.states import Conn, Disk, Role
-from replicator.engine.activity_log import extents
+from replicator.engine.activity_log import EXTENT_SHIFT, extents
 from replicator.engine.ports import Buffer, Done, ReadDone
 from replicator.engine.ports import Disk as DiskPort
 from replicator.engine.requests import MAX_DATA, MAX_ZERO, Countdown, Kind, Part, Write
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from replicator.engine.activity_log import ActivityLog
     from replicator.engine.volume import Volume
 
+OK, PENDING, FAILED = Part.OK, Part.PENDING, Part.FAILED
 TARGET = frozenset({Conn.SyncTarget, Conn.PausedSyncT})
 HOLDING = frozenset({Conn.WFBitMapT, Conn.WFSyncUUID})
 """Connection states in which new application I/O waits (generations: 6.3)."""
@@ -49,6 +50,8 @@ class Application:
         self._replication = volume.resource.replication
         self.pending = 0
         """Requests accepted and not completed: the `ap` counter."""
+        self.straight = False
+        """Writes may go the straight way, see there."""
         self._held: list[_Waiting] = []
         """Completions that wait for a new generation, or for the end of a suspension."""
         self._may_retry = volume.resource.settings.on_no_data_accessible == "suspend-io"
@@ -66,6 +69,8 @@ class Application:
     def write(self, offset: int, data: Buffer, fua: bool, done: Done) -> None:
         """Write `data` at byte `offset`; done(errno). With `fua` it is stable as after a flush."""
         length = len(data)
+        if self.straight and not fua and self._write_straight(offset, length, data, done):
+            return
         if (refusal := self._refusal(offset, length)) is not None:
             self._volume.resource.soon(partial(done, refusal))
             return
@@ -142,6 +147,90 @@ class Application:
         go = partial(self._read, offset, length, answer)
         self._frozen.append(_Waiting(go, lambda errno: answer(errno, b"")))
 
+    # --- the straight way ---------------------------------------------------------------------
+
+    def find_straight(self) -> None:
+        """After a change of state: see whether writes may go the straight way from here on."""
+        volume = self._volume
+        state = volume.state
+        self.straight = (
+            state.role is Role.Primary
+            and state.conn is Conn.Connected
+            and state.disk is state.pdsk is Disk.UpToDate
+            and volume.data_disk is not None
+            and not self._waits()
+        )
+
+    def _write_straight(self, offset: int, length: int, data: Buffer, done: Done) -> bool:
+        """The usual write in one go: both disks UpToDate and connected, a hot extent, and nobody else
+        in this range. Its outcome is that of _accept, _activate and _submit, which do the same step
+        by step for any state. False: this is another case, and nothing has been done."""
+        volume = self._volume
+        sector, nsectors = offset >> 9, length >> 9
+        end = sector + nsectors
+        if (offset | length) & 511 or not 0 <= sector < end <= volume.size_sectors:
+            return False
+        extent = sector >> EXTENT_SHIFT
+        if (end - 1) >> EXTENT_SHIFT != extent or length > MAX_DATA or self._frozen:
+            return False
+        hold = volume.locks.take_free(sector, end)
+        if hold is None:
+            return False
+        log = volume.activity_log
+        if log is not None and not log.begin_hot(extent):
+            volume.locks.release(hold)
+            return False
+        payload = data if type(data) is bytes else bytes(data)
+        write = Write(volume, Kind.WRITE, sector, nsectors, payload, partial(self._answered, done))
+        write.hold = hold
+        if log is not None:
+            write.al = (log, extent, extent)
+        write.net = write.local = PENDING
+        self.pending += 1
+        self._replication.send_write(write)
+        disk = volume.data_disk
+        assert disk is not None
+        disk.write(offset, payload, partial(self._straight_done, write, disk))
+        return True
+
+    def _straight_done(self, write: Write, disk: DiskPort, errno: int) -> None:
+        """As _local_done and progress, for the usual write."""
+        if errno or write.net is FAILED or self._unshared or self._may_retry:
+            self._local_done(write, disk, errno)
+            return
+        volume = self._volume
+        assert write.hold is not None
+        volume.locks.release(write.hold)
+        write.hold = None
+        write.data = b""
+        write.local = OK
+        volume.counters.written += write.nsectors
+        if write.net is OK:
+            self.progress(write)
+
+    def acknowledged(self, write: Write) -> None:
+        """The peer has it, as the protocol in use demands; as progress, for the usual write."""
+        write.net = OK
+        if write.local is not OK or write.completed or write.held or write.epoch is None:
+            self.progress(write)
+            return
+        write.completed = True
+        write.done(0)
+        if self._replication.epoch_per_completion:
+            self._replication.completed_in(write.epoch)
+
+    def stable_at_peer(self, write: Write) -> None:
+        """Its epoch is stable at the peer, and over; as progress, for the usual write."""
+        write.epoch = None
+        if write.net is PENDING:
+            write.net = OK
+        if not write.completed or write.local is not OK or write.net is not OK:
+            self.progress(write)
+        elif write.al is not None:
+            log, first, last = write.al
+            write.al = None
+            log.end(first, last)
+
     # --- checks and waiting -------------------------------------------------------------------
 
     def _read_refusal(self, offset: int, length: int) -> int | None:
@@ -194,11 +283,11 @@ class Application:
         return len(self._frozen) + len(self._held)
 
     def _answer(self, done: Done) -> Done:
-        def answer(errno: int) -> None:
-            self.pending -= 1
-            done(errno)
+        return partial(self._answered, done)
 
-        return answer
+    def _answered(self, done: Done, errno: int) -> None:
+        self.pending -= 1
+        done(errno)
 
     def _stable_after(self, done: Done) -> Done:
         """FUA: when the write is complete, flush; then answer."""

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from protocol import digests
 from protocol.errors import WireError
-from protocol.packets import SYNCER_ID, Command, decode
+from protocol.framing import DATA
+from protocol.packets import SYNCER_ID, BlockAck, Command, decode
 from protocol.states import Role
 from replicator.engine.requests import Kind
 
 if TYPE_CHECKING:
+    from protocol.framing import Block
     from protocol.packets import (
         Barrier,
         BarrierAck,
-        BlockAck,
         BlockDesc,
         BlockRequest,
         Data,
@@ -68,6 +69,23 @@ def dispatch(resource: Resource, link: Link, command: int, number: int, payload:
     if general is None:
         raise WireError(f"{Command(command).name} was not agreed upon")
     general(resource, command, packet)
+
+
+def dispatch_block(resource: Resource, block: Block) -> None:
+    """As dispatch, for what FrameReader.next_block() gives: a write of the peer, or its
+    acknowledgement of one of ours."""
+    command, number, sector, block_id, _third, flags, data = block
+    volume = _known_volume(resource, command, number)
+    if command == DATA:
+        nsectors = len(data) >> 9
+        _in_range(volume, command, sector, nsectors)
+        _receiver(volume, command).write(
+            volume, Kind.WRITE, sector, nsectors, data, block_id, flags
+        )
+    elif block_id == SYNCER_ID:
+        volume.resync_source.got_ack(command, BlockAck(sector, block_id, _third, flags))
+    else:
+        resource.replication.acknowledged(volume, command, sector, block_id)
 
 
 def _known_volume(resource: Resource, command: int, number: int) -> Volume:
@@ -156,7 +174,7 @@ def _write_ack(volume: Volume, command: int, packet: BlockAck) -> None:
     if command == Command.NEG_ACK and packet.block_id not in replication.log.by_id:
         replication.negative_without_request(volume, packet)
         return
-    replication.acknowledged(volume, command, packet)
+    replication.acknowledged(volume, command, packet.sector, packet.block_id)
 
 
 # --- resync -----------------------------------------------------------------------------------

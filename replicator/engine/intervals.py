@@ -30,6 +30,10 @@ class Hold:
         return self.blocked_by == 0
 
 
+def _nobody_waits() -> None:
+    """`go` of a hold that was granted at once."""
+
+
 class IntervalLocks:
     """Grants overlapping ranges in the order in which they were asked for."""
 
@@ -63,6 +67,23 @@ class IntervalLocks:
         for other in blockers:
             other.waiters.append(hold)
         hold.blocked_by = len(blockers)
+        return hold
+
+    def take_free(self, start: int, end: int) -> Hold | None:
+        """The common case of acquire(): sectors [start, end) within one bucket that nobody holds any
+        of; else None, and nothing has happened."""
+        bucket = start >> BUCKET_SHIFT
+        if (end - 1) >> BUCKET_SHIFT != bucket:
+            return None
+        held = self._buckets.get(bucket)
+        if held is None:
+            self._buckets[bucket] = [hold := Hold(start, end, _nobody_waits)]
+        else:
+            for other in held:
+                if other.start < end and start < other.end:
+                    return None
+            held.append(hold := Hold(start, end, _nobody_waits))
+        self.count += 1
         return hold
 
     def release(self, hold: Hold) -> None:

@@ -18,7 +18,7 @@ from typing import Protocol
 
 from protocol import auth, features
 from protocol.errors import AuthError, WireError
-from protocol.framing import FrameReader
+from protocol.framing import Block, FrameReader
 from protocol.packets import Command, Empty, Features, Raw, decode, encode, encode_h80
 from protocol.states import Conn
 from replicator.engine.establish import Sockets
@@ -50,6 +50,9 @@ class Phase(IntEnum):
 class LinkOwner(Protocol):
     def link_up(self, link: Link) -> None:
         """Features and authentication are done: exchange parameters now."""
+
+    def block(self, link: Link, block: Block) -> None:
+        """As packet, for those that FrameReader.next_block() has decoded already."""
 
     def packet(self, link: Link, command: int, volume: int, payload: bytes) -> None:
         """A packet of an established connection. May raise WireError."""
@@ -108,6 +111,9 @@ class Link:
         self.data = _Socket(self, sockets.data, "d")
         self.meta = _Socket(self, sockets.meta, "m")
         self.phase = Phase.FEATURES
+        self.closed = False
+        self.direct = False
+        """The owner takes blocks: parameters are agreed, and no digests come with the data."""
         self.features = 0
         self.version = 0
         self.peer_extension = 0
@@ -156,6 +162,7 @@ class Link:
     def close(self, linger: float = 0.0) -> None:
         """Close both sockets (see fail) without telling the owner."""
         self.phase = Phase.CLOSED
+        self.closed = True
         for timer in (self._ping_timer, self._idle_timer, self._phase_timer):
             if timer is not None:
                 timer.cancel()
@@ -176,10 +183,6 @@ class Link:
         self.meta.channel.close()
 
     @property
-    def closed(self) -> bool:
-        return self.phase is Phase.CLOSED
-
-    @property
     def with_wsame(self) -> bool:
         return bool(self.features & features.WSAME)
 
@@ -196,11 +199,11 @@ class Link:
     def send_data(self, packet: Buffer) -> None:
         if self._hold_data:
             self._held_data.append(packet)
-        elif self.phase is not Phase.CLOSED:
+        elif not self.closed:
             self.data.channel.send(packet)
 
     def send_meta(self, packet: Buffer) -> None:
-        if self.phase is not Phase.CLOSED:
+        if not self.closed:
             self.meta.channel.send(packet)
 
     def send_uninterrupted(self, packet: bytes) -> None:
@@ -262,11 +265,15 @@ class Link:
         """Handle every complete frame that `socket` has."""
         if self.phase < Phase.UP and socket is self.meta:
             return
+        reader, owner = socket.reader, self.owner
         try:
-            while self.phase is not Phase.CLOSED:
+            while not self.closed:
                 if self._data_paused and socket is self.data:
                     return
-                frame = socket.reader.next_frame()
+                if self.direct and (block := reader.next_block()) is not None:
+                    owner.block(self, block)
+                    continue
+                frame = reader.next_frame()
                 if frame is None:
                     return
                 self._frame(socket, frame.command, frame.volume, frame.payload)

@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 
+SEND_RECEIVE_ACK = int(DpFlags.SEND_RECEIVE_ACK)
+SEND_WRITE_ACK = int(DpFlags.SEND_WRITE_ACK)
+RECV_ACK = int(Command.RECV_ACK)
+WRITE_ACK = int(Command.WRITE_ACK)
+NEG_ACK = int(Command.NEG_ACK)
+WRITE = Kind.WRITE
+
 
 class PeerWrite:
     """A write that came over the link."""
@@ -162,10 +169,15 @@ class PeerWrites:
         write.epoch.active += 1
         if write.tracked:
             write.volume.tracked_writes.add(write)
-        if write.flags & DpFlags.SEND_RECEIVE_ACK:
-            self._acknowledge(write, Command.RECV_ACK)
+        if write.flags & SEND_RECEIVE_ACK:
+            self._acknowledge(write, RECV_ACK)
         end = write.sector + write.nsectors
-        hold = write.volume.locks.acquire(write.sector, end, lambda: self._activate(write))
+        locks = write.volume.locks
+        write.hold = locks.take_free(write.sector, end)
+        if write.hold is not None:
+            self._activate(write)
+            return
+        hold = locks.acquire(write.sector, end, lambda: self._activate(write))
         write.hold = hold
         if hold.granted:
             self._activate(write)
@@ -204,7 +216,7 @@ class PeerWrites:
             return
         write.disk = disk
         write.epoch.disks.setdefault(write.volume, disk)
-        if write.kind is Kind.WRITE:
+        if write.kind is WRITE:
             disk.write(write.sector << 9, write.data, partial(self._written, write))
         else:
             disk.zero(
@@ -234,16 +246,16 @@ class PeerWrites:
             volume.tracked_writes.discard(write)
             volume.keep_superblock()
         if errno:
-            self._acknowledge(write, Command.NEG_ACK)
-        elif write.flags & DpFlags.SEND_WRITE_ACK:
-            self._acknowledge(write, Command.WRITE_ACK)
+            self._acknowledge(write, NEG_ACK)
+        elif write.flags & SEND_WRITE_ACK:
+            self._acknowledge(write, WRITE_ACK)
         self.unacknowledged[volume] -= 1
         self._release_memory(len(write.data))
         write.epoch.active -= 1
         if write.epoch.barrier is not None:
             self._advance()
 
-    def _acknowledge(self, write: PeerWrite, command: Command) -> None:
+    def _acknowledge(self, write: PeerWrite, command: int) -> None:
         volume = write.volume
         volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
         self._link.send_meta(

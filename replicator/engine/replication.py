@@ -45,7 +45,12 @@ EPOCH_BYTES_MAX = 64 << 20
 NOT_QUEUED = 1 << 63
 """Stream position of what waits until a bitmap has been sent."""
 
-ACK_FLAGS = {"A": 0, "B": DpFlags.SEND_RECEIVE_ACK, "C": DpFlags.SEND_WRITE_ACK}
+JOIN_MAX = 16 * 1024
+"""Bytes of data that are copied into one buffer with their header: cheaper than two buffers."""
+
+ACK_FLAGS = {"A": 0, "B": int(DpFlags.SEND_RECEIVE_ACK), "C": int(DpFlags.SEND_WRITE_ACK)}
+DATA = int(Command.DATA)
+NEG_ACK = int(Command.NEG_ACK)
 
 
 class RemoteRead:
@@ -111,10 +116,11 @@ class Replication:
         link, volume = self.link, write.volume
         assert link is not None
         epoch = self.log.current
-        if not epoch.writes:
+        if epoch.writes:
+            self.log.add(write)
+        else:
             self._arm_epoch_timer()
-        write.since = self._resource.clock.now()
-        self.log.add(write, write.since)
+            self.log.add(write, self._resource.clock.now())
         # Where the local copy cannot be read the peer has to have it before it is read there.
         both_good = volume.state.pdsk is volume.state.disk is Disk.UpToDate
         flags = ACK_FLAGS[self._protocol if both_good else "C"]
@@ -134,21 +140,24 @@ class Replication:
         volume = write.volume
         if write.kind is Kind.WRITE:
             data = write.data
+            length = len(data)
             digest = digests.digest(self._integrity, data) if self._integrity else b""
-            link.send_data(
-                data_header(
-                    volume.number,
-                    Command.DATA,
-                    write.sector,
-                    write.block_id,
-                    volume.sequence,
-                    flags,
-                    digest,
-                    len(data),
-                )
+            header = data_header(
+                volume.number,
+                DATA,
+                write.sector,
+                write.block_id,
+                volume.sequence,
+                flags,
+                digest,
+                length,
             )
-            link.send_data(data)
-            self._epoch_bytes += len(data)
+            if length <= JOIN_MAX:
+                link.send_data(header + data)
+            else:
+                link.send_data(header)
+                link.send_data(data)
+            self._epoch_bytes += length
             return
         # Where the peer did not agree on ZEROES, TRIM is defined to read as zeroes.
         zeroes = link.with_zeroes and write.kind is not Kind.TRIM
@@ -215,19 +224,18 @@ class Replication:
 
     # --- what the peer answers ----------------------------------------------------------------
 
-    def acknowledged(self, volume: Volume, command: int, ack: BlockAck) -> None:
+    def acknowledged(self, volume: Volume, command: int, sector: int, block_id: int) -> None:
         """RECV_ACK, WRITE_ACK, RS_WRITE_ACK or NEG_ACK for a mirrored write."""
-        write = self.log.by_id.pop(ack.block_id, None)
-        if write is None or write.sector != ack.sector or write.volume is not volume:
+        write = self.log.by_id.pop(block_id, None)
+        if write is None or write.sector != sector or write.volume is not volume:
             raise WireError(
-                f"{Command(command).name} for id {ack.block_id:#x}, sector {ack.sector} of volume "
+                f"{Command(command).name} for id {block_id:#x}, sector {sector} of volume "
                 f"{volume.number}: no such write is outstanding"
             )
-        if command == Command.NEG_ACK:
+        if command == NEG_ACK:
             self._refused(write)
         else:
-            write.net = Part.OK
-            volume.application.progress(write)
+            volume.application.acknowledged(write)
 
     def _refused(self, write: Write) -> None:
         """The peer could not write it. Its disk will not count as UpToDate any more, but that news
@@ -254,10 +262,7 @@ class Replication:
         except LogMismatch as error:
             raise WireError(str(error)) from error
         for write in epoch.writes:
-            write.epoch = None
-            if write.net is Part.PENDING:
-                write.net = Part.OK
-            write.volume.application.progress(write)
+            write.volume.application.stable_at_peer(write)
         for waiter in epoch.waiters:
             waiter(True)
 

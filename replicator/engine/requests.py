@@ -59,7 +59,6 @@ class Write:
         "net",
         "nsectors",
         "sector",
-        "since",
         "stream_end",
         "volume",
     )
@@ -89,7 +88,6 @@ class Write:
         self.hold: Hold | None = None
         self.block_id = 0
         self.stream_end = 0
-        self.since = 0.0
         self.completed = False
         self.held = False
         """Its completion waits for a new generation."""

@@ -14,6 +14,7 @@ import replicator
 from protocol import compat
 from protocol.errors import WireError
 from protocol.extensions import HELLO, MAX_REASON, REFUSAL, decode_extension, encode_extension
+from protocol.framing import Block
 from protocol.packets import (
     Command,
     ProtocolParams,
@@ -23,7 +24,7 @@ from protocol.packets import (
 from protocol.states import Conn, Role
 from replicator.engine import admin, new_current, roles
 from replicator.engine.cluster import Cluster
-from replicator.engine.dispatch import dispatch
+from replicator.engine.dispatch import dispatch, dispatch_block
 from replicator.engine.establish import Establisher, Sockets
 from replicator.engine.fencing import Fencing
 from replicator.engine.link import Link
@@ -279,6 +280,8 @@ class Resource:
             self.refuse_peer(problem)
             return
         self.peer_discards = bool(packet.conn_flags & compat.CF_DISCARD_MY_DATA)
+        if self.link is not None:
+            self.link.direct = not self.settings.net.data_integrity_alg
 
     def got_extension(self, payload: bytes) -> None:
         extension = decode_extension(payload)
@@ -294,6 +297,9 @@ class Resource:
                 f"wrong resource on the other end: expected {self.settings.name}, "
                 f"found {theirs} on node {extension.fields['node']}"
             )
+
+    def block(self, link: Link, block: Block) -> None:
+        dispatch_block(self, block)
 
     def packet(self, link: Link, command: int, volume: int, payload: bytes) -> None:
         if not self._heard_protocol and command == Command.AUTH_CHALLENGE:

@@ -26,6 +26,7 @@ class Epoch:
         self.closed = False
         self.barrier_sent = False
         self.opened = 0.0
+        """When its first write was sent."""
         self.waiters: list[Callable[[bool], None]] = []
 
 
@@ -58,7 +59,8 @@ class TransferLog:
     def epochs_open(self) -> int:
         return len(self.closed) + 1
 
-    def add(self, write: Write, now: float) -> None:
+    def add(self, write: Write, now: float = 0.0) -> None:
+        """`now` is needed for the first write of an epoch."""
         epoch = self.current
         if not epoch.writes:
             epoch.opened = now
@@ -102,7 +104,7 @@ class TransferLog:
     def oldest_wait(self) -> float | None:
         """When the oldest write in the log was sent; None when the log is empty."""
         epoch = self.closed[0] if self.closed else self.current
-        return epoch.writes[0].since if epoch.writes else None
+        return epoch.opened if epoch.writes else None
 
     def clear(self) -> list[Epoch]:
         """The connection is gone: all epochs, oldest first; the log is empty afterwards."""

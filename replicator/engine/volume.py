@@ -219,6 +219,7 @@ class Volume:
         if not usable or self.al_suspended or not self.settings.disk.al_updates:
             log = None
         self.activity_log = log
+        self.application.find_straight()
 
     @property
     def al_suspended(self) -> bool:

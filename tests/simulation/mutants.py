@@ -154,6 +154,7 @@ def no_locks_on_primary(put: Callable[[Any, str, Any], None]) -> None:
         self._activate(write)
 
     put(application.Application, "_accept", accept)
+    put(application.Application, "_write_straight", lambda self, *request: False)
 
 
 @mutant("a resync read does not wait for writes in flight")

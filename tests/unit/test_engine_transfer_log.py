@@ -12,11 +12,9 @@ from replicator.engine.requests import Kind, Write
 from replicator.engine.transfer_log import LogMismatch, TransferLog
 
 
-def write(since: float = 0.0) -> Write:
+def write() -> Write:
     volume: Any = None
-    one = Write(volume, Kind.WRITE, 0, 8, b"", lambda _errno: None)
-    one.since = since
-    return one
+    return Write(volume, Kind.WRITE, 0, 8, b"", lambda _errno: None)
 
 
 def log_with(*counts: int) -> TransferLog:
@@ -97,9 +95,9 @@ def test_the_oldest_wait_is_that_of_the_oldest_write() -> None:
     log = TransferLog(2048)
     assert log.oldest_wait() is None
     for since in (3.0, 4.0):
-        log.add(write(since), since)
+        log.add(write(), since)
     log.close_epoch()
-    log.add(write(5.0), 5.0)
+    log.add(write(), 5.0)
     assert log.oldest_wait() == 3.0
     log.acknowledged(1, 2)
     assert log.oldest_wait() == 5.0
