@@ -163,8 +163,12 @@ def _shown(packet: Packet) -> tuple[int, bytes]:
 
 def first_content(all_sessions: list[Session], node: str, peer: str, volume: int) -> bytes:
     """What this node's disk held before: its own lines, but its peer's where a resync by checksum
-    found nothing to copy."""
+    found nothing to copy, and nothing where it said so."""
     image, other = bytearray(content(node)), content(peer)
+    for step in all_sessions[0].of(node, Command.RS_DEALLOCATED):
+        if step.volume == volume:
+            sector, data = _shown(step.packet)
+            image[sector * 512 : sector * 512 + len(data)] = data
     for step in all_sessions[0].of(peer, Command.RS_IS_IN_SYNC):
         packet = step.packet
         if step.volume == volume and isinstance(packet, BlockAck):

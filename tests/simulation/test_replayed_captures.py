@@ -22,7 +22,6 @@ NOT_ALIKE = {
     ("two-primaries", "beta"): "allow-two-primaries has no effect: the second one is refused",
     ("ahead", "alpha"): "on-congestion pull-ahead: this node never is Ahead, only Behind",
     ("two-volumes", "alpha"): "asks the peer about all volumes before it promotes the first",
-    ("thin-sync", "alpha"): "does not announce that it answers thin requests",
     ("verify", "alpha"): "no online verify",
     ("verify", "beta"): "no online verify",
 }
