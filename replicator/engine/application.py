@@ -393,6 +393,9 @@ class Application:
     def progress(self, write: Write) -> None:
         """Some part of `write` has moved: complete it, and be done with it, as far as that goes."""
         if write.local is Part.PENDING:
+            if write.net is Part.FAILED:
+                # Its end will mark it, which may be too late for a bitmap that is sent before.
+                self._unshared.add(write)
             return
         if write.completed and not self._is_kept(write):
             self._lost = True

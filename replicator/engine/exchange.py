@@ -541,6 +541,8 @@ class Exchange:
 
     def got_sync_uuid(self, packet: SyncUuid) -> None:
         conn = self._volume.state.conn
+        if self._volume.state.disk < Disk.Inconsistent:
+            return  # given up while this was on its way; the source hears of it
         if conn in (Conn.WFSyncUUID, Conn.Behind):
             self._adopt(packet.uuid)
         elif conn in (Conn.WFBitMapT, Conn.StartingSyncT):

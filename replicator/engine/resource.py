@@ -308,7 +308,9 @@ class Resource:
                 "configured here"
             )
             return
-        if not self._heard_protocol and command != Command.PROTOCOL:
+        # The answer to an early `disconnect` comes on the other socket, which may be faster.
+        early = (Command.PROTOCOL, Command.CONN_ST_CHG_REPLY)
+        if not self._heard_protocol and command not in early:
             raise WireError(f"expected PROTOCOL as first packet, found {command:#06x}")
         dispatch(self, link, command, volume, payload)
 

@@ -454,9 +454,9 @@ class Volume:
         bitmap = self.bitmap
         if bitmap is None:
             return
-        # A resync target asks for what it knows of; the bitmaps have been exchanged.
-        tell_peer = tell_peer or self.state.conn in (Conn.SyncSource, Conn.PausedSyncS)
-        if bitmap.set_sectors(sector, nsectors) and tell_peer:
+        # A resync target asks for what it knows of, and the bitmap may have been sent.
+        source = self.state.conn in (Conn.WFBitMapS, Conn.SyncSource, Conn.PausedSyncS)
+        if bitmap.set_sectors(sector, nsectors) and (tell_peer or source):
             self.exchange.send_out_of_sync(sector, nsectors)
 
     def mark_unshared(self) -> None:

@@ -1,0 +1,95 @@
+"""What the harshest histories have found, each told step by step."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.states import Conn, Disk
+from replicator.engine.settings import NetSettings
+from tests.simulation.pair import Pair
+
+
+def until_conn(pair, node, conn):
+    pair.run_until(lambda: node.is_(conn), 20)
+
+
+def hang(disk, pair, seconds, where=None):
+    """What is written there now arrives all at once, after that time."""
+    end = pair.clock.time + seconds
+    disk.slow = lambda kind, offset, _length: (
+        max(0.0, end - pair.clock.time) if kind == "write" and where in (None, offset) else 0.0
+    )
+
+
+def test_a_write_that_the_local_disk_still_has_when_the_peer_is_met_again_is_copied():
+    """It was on its way to both when the connection broke; only its end would have marked it."""
+    for seconds in (0.7, 5.0):
+        pair = Pair()
+        pair.up_synced()
+        alice, bob = pair.alice, pair.bob
+        alice.write(0, b"0" * 4096)
+        hang(alice.disks[0], pair, seconds, where=8 * 4096)
+        answers = []
+        pair.network.cut = {"alice"}
+        alice.volume().write(8 * 4096, b"w" * 4096, False, answers.append)
+        pair.run(0.01)
+        alice.disks[0].slow = None
+        pair.network.cut = set()
+        pair.network.break_all()
+        alice.write(4096, b"1" * 4096)
+        until_conn(pair, alice, Conn.SyncSource)
+        lines = len(pair.lines)
+        pair.run(20)
+        assert answers == [0]
+        assert alice.synced and bob.synced
+        assert alice.data() == bob.data()
+        assert alice.volume().bitmap.weight == 0
+        assert not [line for line in pair.lines[lines:] if "connection ended" in line]
+
+
+def test_a_target_that_gives_up_its_disk_while_the_resync_is_named_stays_connected():
+    pair = Pair()
+    pair.up_synced()
+    bob = pair.bob
+    bob.disconnect()
+    pair.alice.write(0, b"0" * 4096)
+    bob.connect()
+    until_conn(pair, pair.alice, Conn.SyncSource)
+    assert bob.is_(Conn.WFSyncUUID)
+    bob.r.detach(0, True, lambda _error: None)
+    pair.run(5)
+    assert bob.is_(Conn.Connected, Disk.Diskless)
+    assert not [line for line in pair.lines if "ProtocolError" in line]
+
+
+def test_what_is_asked_again_does_not_repeat_requests_that_are_still_open():
+    """A Primary that is the target writes into a range that it has asked for, while later ranges
+    are on their way as well."""
+    pair = Pair(size=8 << 20, net=NetSettings(csums_alg="crc32c"))
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    alice.secondary()
+    alice.disks[0].slow = lambda kind, offset, _l: 0.2 + offset / (40 << 20)
+    bob.do(lambda done: bob.r.invalidate(0, done))
+    until_conn(pair, bob, Conn.SyncTarget)
+    bob.primary()
+    pair.run_until(lambda: bob.volume().resync.outstanding > 4)
+    bob.volume().write(4096, b"w" * 4096, False, lambda _errno: None)
+    pair.run(30)
+    assert alice.synced and bob.synced
+    assert alice.data() == bob.data()
+    assert not [line for line in pair.lines if "ProtocolError" in line]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_disconnect_right_after_the_connection_is_made_is_no_offence(seed):
+    """Its answer may overtake the parameters, which take the other socket."""
+    pair = Pair(seed)
+    pair.up_synced()
+    bob = pair.bob
+    pair.network.break_all()
+    until_conn(pair, bob, Conn.WFReportParams)
+    bob.disconnect()
+    pair.run(1)
+    assert bob.is_(Conn.StandAlone)
+    assert not [line for line in pair.lines if "ProtocolError" in line]
