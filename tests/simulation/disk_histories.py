@@ -117,14 +117,11 @@ class DiskHistory(History):
         super()._power_loss()
         self.powerless |= running - {n.name for n in self.nodes if n.resource is not None}
 
-    def _end(self, how: Callable[[Node], None]) -> None:
-        before = [n for n in self.nodes if n.resource is not None]
-        super()._end(how)
-        for node in before:
-            if node.resource is None:
-                for account in self.accounts[1:]:
-                    account.forget_completions(node.name)
-                self.torn = {(n, v) for n, v in self.torn if n != node.name}
+    def _end_of(self, node: Node, how: Callable[[Node], None]) -> None:
+        super()._end_of(node, how)
+        for account in self.accounts:
+            account.forget_completions(node.name)
+        self.torn = {(n, v) for n, v in self.torn if n != node.name}
 
     # --- requests -----------------------------------------------------------------------------
 

@@ -282,8 +282,11 @@ class History:
 
     def _end(self, how: Callable[[Node], None]) -> None:
         node = self._some_running()
-        if node is None:
-            return
+        if node is not None:
+            self._end_of(node, how)
+            self.pair.run(self.rng.choice((0.0, 0.001, 1.0)))
+
+    def _end_of(self, node: Node, how: Callable[[Node], None]) -> None:
         self._alone()
         self.account.forget_completions(node.name)
         if node.r.role is Role.Primary and self.protocol != "C":
@@ -291,7 +294,6 @@ class History:
             self.current &= {node.name}
         self._note(f"  {node.name}")
         how(node)
-        self.pair.run(self.rng.choice((0.0, 0.001, 1.0)))
 
     def _start(self) -> None:
         down = [n for n in self.nodes if n.resource is None]

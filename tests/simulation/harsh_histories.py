@@ -1,0 +1,378 @@
+"""Invented histories at their worst: faults that strike at a moment that matters, metadata on disks
+of its own, disks that hang, connections that are lost in part or in the middle of a packet, clocks
+that jump, outages of both nodes, and clusters that promote whoever is left.
+
+The same account as in `disk_histories`. New here is also that a copy is looked at when it is
+promoted, not only at the end, and that two sound nodes may never accuse each other.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from errno import EIO
+
+from protocol.states import Disk
+from replicator.engine.settings import DiskSettings, NetSettings
+from replicator.errors import ReplicatorError
+from tests.simulation import disk_histories, histories
+from tests.simulation.disk_histories import DiskHistory
+from tests.simulation.histories import SIZE, Act
+from tests.simulation.pair import FLEXIBLE, INTERNAL, MIB, Node, Pair
+from tests.simulation.strikes import MEETING, PARTING, WRITING, Watch
+
+WEIGHTS = {
+    **disk_histories.WEIGHTS,
+    "strike": 30,
+    "survivor": 8,
+    "outage": 4,
+    "meet_again": 6,
+    "burst_cold": 4,
+    "zero": 3,
+    "cut_after_bytes": 3,
+    "break_one": 2,
+    "lose_one_way": 2,
+    "clock_jumps": 2,
+    "hang_disk": 2,
+    "start_badly": 2,
+    "order": 4,
+    "settle": 4,
+}
+BLOWS = (
+    *("kill", "power_loss", "survivor", "burst") * 2,
+    *("outage", "cut", "break_connections", "break_one", "lose_one_way", "cut_after_bytes"),
+    *("flush", "trim", "fail_disk", "slow_disk", "hang_disk", "detach", "clock_jumps", "order"),
+    *("pause_sync", "disconnect", "fail_over", "invalidate"),
+)
+"""Acts that strike; those named more often do so more often."""
+WIDE = 36 * MIB + 512 * 1024
+"""Ten extents of the activity log."""
+ACCUSATIONS = (": expected ", "still marked here; connecting anew", "is outstanding")
+"""What a node says of a peer that does not keep to the protocol."""
+
+
+def invent(seed: int, steps: int) -> list[Act]:
+    rng = random.Random(f"harsh acts {seed}")
+    steps = steps or rng.choice(histories.LENGTHS)
+    chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=steps)
+    return [Act(name, rng.getrandbits(48)) for name in chosen]
+
+
+class HarshHistory(DiskHistory):
+    """One invented history; run() plays it, heals everything, and checks."""
+
+    def __init__(self, seed: int, steps: int = 0, acts: list[Act] | None = None) -> None:
+        super().__init__(seed, steps, invent(seed, steps) if acts is None else acts)
+        rng = self.rng
+        external = rng.random() < 0.5
+        size = rng.choice((SIZE, SIZE, SIZE, WIDE))
+        if external and rng.random() < 0.5:
+            size += 512 * rng.randrange(1, 8)
+        al_extents = rng.choice((2, 3, 7, 67))
+        self.pair = Pair(
+            seed,
+            size,
+            self.volumes,
+            net=NetSettings(
+                protocol=self.protocol,
+                max_epoch_size=rng.choice((3, 64, 2048)),
+                use_rle=rng.random() < 0.8,
+                csums_alg=rng.choice(("", "", "crc32c")),
+                data_integrity_alg=rng.choice(("", "", "crc32c")),
+                ping_timeout=rng.choice((0.5, 0.5, 3.0)),
+                ko_count=3,
+                max_buffers=rng.choice((32, 2048, 2048)),
+            ),
+            disk=DiskSettings(
+                al_extents=al_extents,
+                c_max_rate=rng.choice((0, 0, size // 64)),
+            ),
+            epoch_per_completion=rng.random() < 0.2,
+            placement=FLEXIBLE if external else INTERNAL,
+        )
+        self.pair.disk_delay = rng.choice((0.0001, 0.0005, 0.004))
+        self.pair.network.base_latency = rng.choice((0.0001, 0.0004, 0.003))
+        self.blocks = self.pair.alice.data_size() >> 12
+        hot = rng.randrange(self.blocks - 4)
+        self.hot = [hot, hot, hot + 1, hot + 2, *(rng.randrange(self.blocks) for _ in range(4))]
+        """Blocks that half of all requests go to."""
+        self.watch = Watch(self.pair)
+        self.bad_disk: random.Random | None = None
+        """Disks that are opened now fail now and then."""
+        self.pair.opened = self._opened
+
+    # --- who has what -------------------------------------------------------------------------
+
+    @property
+    def _interrupted(self) -> bool:
+        """What is sent may get lost while both nodes believe that they are connected."""
+        network = self.pair.network
+        lossy = any(channel.lossy and channel.open for channel in network.channels)
+        return bool(network.cut) or lossy
+
+    def _fail_over(self) -> None:
+        self._alone()
+        if self._interrupted:
+            if self.protocol != "C":
+                return
+            self.ambiguous = True
+        before = self._primaries()
+        super()._fail_over()
+        for node in self._primaries():
+            if node not in before and node.name in self.current:
+                self._check_copy(node)
+
+    def _check_copy(self, node: Node) -> None:
+        """This node has been made Primary as one that has everything: has it?"""
+        for number, account in enumerate(self.accounts):
+            if self.split or node.volume(number).state.disk is not Disk.UpToDate:
+                continue
+            found = account.violations(node.name, node.media[number])
+            self.complaints += [f"{node.name} promoted: {words}" for words in found]
+
+    def _mend(self) -> None:
+        if self._interrupted:
+            self.pair.network.cut = set()
+            self.pair.network.break_all()
+
+    # --- requests -----------------------------------------------------------------------------
+
+    def _place(self) -> tuple[int, range]:
+        rng = self.rng
+        volume = rng.randrange(self.volumes)
+        block = rng.choice(self.hot) if rng.random() < 0.5 else rng.randrange(self.blocks)
+        first = block * 8 + rng.choice((0, 0, rng.randrange(8)))
+        end = first + rng.choice((1, 3, 8, 8, 8, 16, 17, 64, 300))
+        return volume, range(first, min(end, self.pair.alice.data_size() >> 9))
+
+    def _put(self, volume: int, sectors: range, primary: Node) -> None:
+        self.number += 1
+        data = self.number.to_bytes(8, "little") * (64 * len(sectors))
+        done = self._submitted(primary, volume, sectors, self.number)
+        fua = self.rng.random() < 0.05
+        primary.volume(volume).write(sectors.start * 512, data, fua, done)
+
+    def _write(self, primary: Node) -> None:
+        self._put(*self._place(), primary)
+
+    def _burst_cold(self) -> None:
+        """One write into each extent of the activity log, again and again: all of them cold."""
+        primary = self._primary()
+        if primary is None:
+            return
+        for _ in range(self.rng.choice((1, 3))):
+            for block in range(self.rng.randrange(512), self.blocks - 1, 1024):
+                self._put(0, range(block * 8, block * 8 + 8), primary)
+        self.pair.run(self.rng.choice((0.0, 0.001, 0.01)))
+        self._alone()
+
+    def _zero(self) -> None:
+        primary = self._primary()
+        if primary is None:
+            return
+        volume, sectors = self._place()
+        done = self._submitted(primary, volume, sectors, 0)
+        start, length = sectors.start * 512, len(sectors) * 512
+        may_unmap, fua = self.rng.random() < 0.5, self.rng.random() < 0.2
+        primary.volume(volume).zero(start, length, may_unmap, fua, done)
+
+    # --- strikes ------------------------------------------------------------------------------
+
+    def _strike(self) -> None:
+        """Bring about something, wait for a moment in it, and let a fault strike there."""
+        rng = self.rng
+        kind = rng.choice((WRITING, PARTING, MEETING, MEETING))
+        moment = rng.choice(kind)
+        if rng.random() < 0.8:
+            if kind is WRITING:
+                self._work()
+            elif kind is PARTING:
+                self._work()
+                rng.choice((self._break_connections, self._disconnect, self._kill))()
+            else:
+                self._part_and_meet()
+        reached = self.watch.until(moment, 3.0)
+        for _ in range(rng.choice((0, 0, 0, 1, 2, 4, 9))):
+            self.pair.clock.step()
+        blow = rng.choice(BLOWS)
+        self._note(f"  {moment}{'' if reached else ' (not reached)'}: {blow}")
+        self._alone()
+        getattr(self, f"_{blow}")()
+        self._alone()
+
+    def _work(self) -> None:
+        primary = self._primary()
+        if primary is None:
+            return
+        for _ in range(self.rng.randint(1, 12)):
+            self._write(primary)
+        if self.rng.random() < 0.5:
+            self._flush()
+        self._alone()
+
+    def _part_and_meet(self) -> None:
+        """The nodes differ, and find each other again; who is down is started."""
+        for node in self.nodes:
+            if node.resource is None and self.rng.random() < 0.8:
+                self._try(node.up)
+        self._work()
+        self._mend()
+        self.pair.network.break_all()
+        self._alone()
+        self._work()
+        self._connect()
+
+    def _meet_again(self) -> None:
+        self._part_and_meet()
+        self.pair.run(self.rng.choice((0.0, 0.01, 0.1, 1.0)))
+
+    def _settle(self) -> None:
+        """A quiet time in which the nodes may find together."""
+        self._mend()
+        for node in self.nodes:
+            if node.resource is None:
+                self._try(node.up)
+        self._attach()
+        self._connect()
+        self.pair.run(self.rng.choice((1.0, 20.0)))
+
+    def _survivor(self) -> None:
+        """The Primary's node fails, and what manages the cluster promotes the other one."""
+        primary = self._primary()
+        if primary is not None:
+            self._end_of(primary, self.rng.choice((Node.kill, Node.power_loss)))
+            self.pair.run(self.rng.choice((0.0, 0.01, 3.0)))
+        others = [n for n in self.nodes if n.resource is not None]
+        if not others or self._primaries():
+            return
+        if others[0].name in self.current:
+            self._fail_over()
+        else:
+            self._promote_wrongly()
+        self._work()
+        self.pair.run(self.rng.choice((0.0, 0.01, 1.0)))
+        self._alone()
+
+    def _outage(self) -> None:
+        """Both nodes lose power at the same moment."""
+        for node in self.nodes:
+            if node.resource is not None:
+                self._end_of(node, Node.power_loss)
+                self.powerless.add(node.name)
+
+    # --- the network --------------------------------------------------------------------------
+
+    def _cut_after_bytes(self) -> None:
+        """The connections break in the middle of something."""
+        most = self.rng.choice((64, 500, 5000, 50000))
+        self.pair.network.breaks_after[self.rng.choice(self.nodes).name] = self.rng.randint(1, most)
+        self._work()
+        self.pair.run(self.rng.choice((0.0, 0.001, 0.01)))
+        self._alone()
+
+    def _break_one(self) -> None:
+        channels = [c for c in self.pair.network.channels if c.open]
+        if channels:
+            self.pair.network.break_one(self.rng.choice(channels))
+        self._alone()
+
+    def _lose_one_way(self) -> None:
+        """Of one connection, what leaves one end gets lost; everything else works."""
+        channels = [c for c in self.pair.network.channels if c.open]
+        if channels:
+            self.rng.choice(channels).lossy = True
+        self.pair.run(self.rng.choice((0.0, 0.5, 20.0)))
+        self._alone()
+
+    def _clock_jumps(self) -> None:
+        """A machine was suspended, or both were."""
+        seconds = self.rng.choice((1.0, 10.0, 600.0))
+        node = self._some_running()
+        if node is None or self.rng.random() < 0.5:
+            self.pair.clock.time += seconds
+        else:
+            node.clock.ahead += seconds
+        self._alone()
+
+    # --- disks --------------------------------------------------------------------------------
+
+    def _opened(self, node: Node, number: int) -> None:
+        self.watch.opened(node, number)
+        if self.bad_disk is not None:
+            chance = random.Random(self.bad_disk.random())
+            node.meta_disks[number].fails = lambda *_: EIO if chance.random() < 0.1 else 0
+
+    def _fail_disk(self) -> None:
+        super()._fail_disk()
+        for node in self.nodes:
+            if self.pair.placement.external and self.rng.random() < 0.2:
+                for disk in node.meta_disks:
+                    chance = random.Random(self.rng.random())
+                    disk.fails = lambda *_, c=chance: EIO if c.random() < 0.5 else 0
+
+    def _hang_disk(self) -> None:
+        """What is asked of a disk now is answered some time later, all at once."""
+        chosen = self._some_disk()
+        if chosen is None:
+            return
+        node, number = chosen
+        clock = self.pair.clock
+        end = clock.time + self.rng.choice((0.2, 2.0, 15.0))
+        for disk in (node.disks[number], node.meta_disks[number]):
+            if self.rng.random() < 0.7:
+                disk.slow = lambda *_: max(0.0, end - clock.time)
+
+    def _start_badly(self) -> None:
+        """Start a node whose disks cannot always be read or written."""
+        self.bad_disk = self.rng
+        try:
+            down = [n for n in self.nodes if n.resource is None]
+            if down:
+                self._try(self.rng.choice(down).up)
+        finally:
+            self.bad_disk = None
+
+    # --- orders -------------------------------------------------------------------------------
+
+    def _order(self) -> None:
+        """An order whose end nobody waits for."""
+        node = self._some_running()
+        if node is None:
+            return
+        number = self.rng.randrange(self.volumes)
+
+        def ended(_error: ReplicatorError | None) -> None:
+            """Nobody looks."""
+
+        orders: dict[str, Callable[[], None]] = {
+            "secondary": lambda: node.r.secondary(ended),
+            "disconnect": lambda: node.r.disconnect(False, ended),
+            "disconnect --force": lambda: node.r.disconnect(True, ended),
+            "connect": lambda: node.r.connect(False, ended),
+            "pause-sync": lambda: node.r.pause_sync(number, ended),
+            "resume-sync": lambda: node.r.resume_sync(number, ended),
+            "detach": lambda: node.r.detach(number, False, ended),
+        }
+        name = self.rng.choice(list(orders))
+        self._note(f"  {node.name}: {name}")
+        orders[name]()
+        self.pair.run(self.rng.choice((0.0, 0.001, 1.0)))
+        self._alone()
+
+    # --- the end ------------------------------------------------------------------------------
+
+    def heal(self) -> None:
+        self.pair.network.breaks_after.clear()
+        self.pair.disk.c_max_rate = 0
+        for node in self.nodes:
+            for disk in node.meta_disks:
+                disk.fails = disk.slow = None
+            if node.resource is not None:
+                for volume in node.r.volumes.values():
+                    volume.settings.disk.c_max_rate = 0
+        super().heal()
+
+    def check(self) -> None:
+        accused = [li for li in self.pair.lines if any(words in li for words in ACCUSATIONS)]
+        self.complaints += [f"a sound peer was accused: {line}" for line in accused]
+        super().check()
