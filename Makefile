@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON_CODE := protocol replicator nbd_plugin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo sim mutants bench clean
+.PHONY: help setup test lint format demo sim mutants bench interop clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -39,6 +39,9 @@ mutants: setup ## remove one safeguard of the engine after the other: do the his
 
 bench: setup ## measure replicator beside qemu, writes docs/benchmarks.*; a taste: make bench QUICK=1
 	@$(VENV)/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(DIR),--dir $(DIR)) $(BENCH)
+
+interop: setup ## the kernel's DRBD 8.4 as the peer (all scenarios, or: make interop S="thin pause")
+	@$(VENV)/bin/python scripts/interop.py $(S)
 
 clean: ## remove .venv and everything that was generated
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

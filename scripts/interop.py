@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does our node work with the kernel's DRBD 8.4 as its peer? Run by hand, not by `make test`.
+"""Does our node work with the kernel's DRBD 8.4 as its peer? `make interop`; not part of `make test`.
 
 The kernel's node runs in an emulated guest; REPLICATOR_VM_TOOLS names the directory with the
 program that boots it (see interop_guest.py). What both sides show is printed side by side; at the
@@ -44,6 +44,14 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
+def show_if_possible(stage: Stage) -> None:
+    """The states of both nodes after a failure, unless one of them cannot be asked any more."""
+    try:
+        stage.show("when it failed")
+    except (AssertionError, OSError) as problem:
+        say(f"    no state to show: {problem}")
+
+
 def run(scenario: Scenario, pcap: Path | None) -> str:
     """Play it; returns "" or, in one line, why it failed."""
     say(f"\n=== {scenario.name}: {scenario.text}")
@@ -52,9 +60,11 @@ def run(scenario: Scenario, pcap: Path | None) -> str:
         with Stage(scenario.plan, say, scenario.seconds + 60) as stage:
             try:
                 scenario.play(stage)
+                stage.show("at the end")
             except (AssertionError, OutOfTime, OSError, KeyError) as problem:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 say(f"    FAILED: {type(problem).__name__}: {problem}")
+                show_if_possible(stage)
                 say(stage.report())
                 return str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             finally:
