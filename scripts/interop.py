@@ -23,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
 import interop_features  # noqa: E402, F401  (each adds its scenarios)
 import interop_trouble  # noqa: E402, F401
+import interop_verify  # noqa: E402, F401
 from interop_guest import GuestFailed, tools_directory  # noqa: E402
 from interop_scenarios import SCENARIOS, Scenario  # noqa: E402
 from interop_stage import Stage  # noqa: E402
@@ -97,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.list:
         for scenario in SCENARIOS:
-            print(f"{scenario.name:<18} {scenario.text}")
+            print(f"{scenario.name:<22} {scenario.text}")
         return 0
     try:
         tools_directory()
@@ -118,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("\n=== scenarios")
     for scenario, failure, seconds in results:
         verdict = f"FAIL  {failure}" if failure else "pass"
-        say(f"  {scenario.name:<18} {seconds:5.0f} s of {scenario.seconds:.0f}  {verdict}")
+        say(f"  {scenario.name:<22} {seconds:5.0f} s of {scenario.seconds:.0f}  {verdict}")
     return 1 if any(failure for _, failure, _ in results) else 0
 
 

@@ -307,21 +307,6 @@ def split_brain(stage: Stage) -> None:
     stage.compare()
 
 
-@scenario("kernel-verify", "the kernel starts an online verify", Plan(net="verify-alg crc32c;"))
-def kernel_verify(stage: Stage) -> None:
-    stage.prepare()
-    stage.up()
-    stage.kernel_leads()
-    stage.synced()
-    code, text = stage.kernel.adm_code("verify")
-    stage.say(f"       drbdadm verify: exit code {code}: {text.strip()}")
-    stage.pause(3)
-    stage.synced()
-    stage.kernel_writes(240, 20)
-    stage.show("after drbdadm verify")
-    stage.compare()
-
-
 @scenario("skip-initial-sync", "the kernel says that both new disks are equal")
 def skip_initial_sync(stage: Stage) -> None:
     stage.prepare()

@@ -242,9 +242,11 @@ class Stage:
                     time.sleep(pause)
             handle.flush()
 
-    def own_writes_meanwhile(self, seed: int, count: int, *, pause: float) -> Background:
+    def own_writes_meanwhile(
+        self, seed: int, count: int, *, pause: float, area: int = 0
+    ) -> Background:
         """own_writes in a thread; join() raises what went wrong in it."""
-        return Background(lambda: self.own_writes(seed, count, pause=pause))
+        return Background(lambda: self.own_writes(seed, count, pause=pause, area=area))
 
     def kernel_writes(
         self, seed: int, count: int = 60, *, volume: int = 0, area: int = 0, pause: float = 0
@@ -254,9 +256,11 @@ class Stage:
         self.kernel.write(seed, count, size, volume=volume, pause=pause)
         self.apply(seed, count, size, volume=volume)
 
-    def kernel_writes_meanwhile(self, seed: int, count: int, *, pause: float) -> Callable[[], None]:
+    def kernel_writes_meanwhile(
+        self, seed: int, count: int, *, pause: float, area: int = 0
+    ) -> Callable[[], None]:
         """kernel_writes in the background; the result waits for its end."""
-        size = self.size()
+        size = area or self.size()
         number = self.kernel.start_writing(seed, count, size, pause=pause)
 
         def join() -> None:

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
+UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
 
 def seconds(text: str) -> float:
     """A time span of zero or more. Raises ValueError."""
@@ -25,6 +27,17 @@ def count(text: str) -> int:
     """A whole number of one or more. Raises ValueError."""
     value = int(text)
     if value < 1:
+        raise ValueError(text)
+    return value
+
+
+def sectors(text: str) -> int:
+    """A position or size: sectors of 512 bytes, or bytes with a unit (4K, 10G). Raises ValueError."""
+    unit = text[-1:].upper()
+    if unit in UNITS:
+        return int(text[:-1]) * UNITS[unit] // 512
+    value = int(text.removesuffix("s"))
+    if value < 0:
         raise ValueError(text)
     return value
 
@@ -182,6 +195,19 @@ GROUPS = (
                 "if both hold the same, or if nothing on them is read before it is written. Else it "
                 "needs a resource that is StandAlone.",
                 (Option(("--clear-bitmap",), "count the peer's copy as equal to this one"),),
+            ),
+            Command(
+                "verify", Takes.VOLUMES, "commands_state:verify",
+                "compare both copies while they are in use",
+                "Both nodes need the same verify-alg, and UpToDate disks. What differs is logged, "
+                "marked on both nodes, and copied after the next disconnect and connect. The "
+                "command returns when the comparison has begun; replicator status shows how far it "
+                "is. Without --start it goes on where the last one was cut off. A unit may follow "
+                "the numbers: s (sectors, the default), K, M, G or T (bytes).",
+                (
+                    Option(("-s", "--start"), "first sector", "SECTOR", sectors),
+                    Option(("-S", "--stop"), "sector before which it ends", "SECTOR", sectors),
+                ),
             ),
             Command("pause-sync", Takes.VOLUMES, "commands_state:pause_sync", "pause the resync"),
             Command(

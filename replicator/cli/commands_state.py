@@ -190,6 +190,12 @@ def invalidate_remote(context: Context) -> int:
     return _for_volumes(context, "invalidate-remote")
 
 
+def verify(context: Context) -> int:
+    given = {word: context.options[word] for word in ("start", "stop")}
+    # Only what was named: the daemon knows where the last run was cut off.
+    return _for_volumes(context, "verify", **{w: v for w, v in given.items() if v is not None})
+
+
 def pause_sync(context: Context) -> int:
     return _for_volumes(context, "pause-sync")
 

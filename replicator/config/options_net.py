@@ -159,7 +159,6 @@ NET = (
         "verify-alg",
         "digest for online verify; verify is refused without",
         syncer="verify-alg",
-        effect=Effect.NO,
     ),
     digest(
         "net",

@@ -35,6 +35,7 @@ from replicator.engine.states import (
     possible,
     valid,
 )
+from replicator.engine.verify import objection
 
 if TYPE_CHECKING:
     from replicator.engine.resource import Resource
@@ -47,7 +48,7 @@ NO_LOCAL_DISK, NO_REMOTE_DISK = -4, -5
 
 NOT_THE_PEERS = ROLE_MASK | DISK_MASK << DISK_SHIFT
 """Own role and own disk: no node asks to change the other's, save with a disconnect."""
-REQUESTABLE = (Conn.StartingSyncS, Conn.StartingSyncT, Conn.WFReportParams)
+REQUESTABLE = (Conn.StartingSyncS, Conn.StartingSyncT, Conn.VerifyT, Conn.WFReportParams)
 """What the connection of a volume may become at the peer's request, seen from here. WFReportParams:
 the peer takes the volume away."""
 
@@ -151,6 +152,8 @@ class Cluster:
         asks_conn = bool(mask & CONN_MASK << CONN_SHIFT)
         if mask & NOT_THE_PEERS or (asks_conn and wanted.conn not in REQUESTABLE):
             return UNSUPPORTED
+        if asks_conn and wanted.conn is Conn.VerifyT and (code := objection(volume)):
+            return code
         old, new = volume.state, adjust(wanted, old=volume.state)
         if asks_conn and new.conn is not wanted.conn:
             # A resync that cannot be: one of the disks is missing.

@@ -15,7 +15,7 @@ from protocol import digests
 from protocol.errors import WireError
 from protocol.framing import DATA
 from protocol.packets import SYNCER_ID, BlockAck, Command, decode
-from protocol.states import Role
+from protocol.states import Conn, Role
 from replicator.engine.requests import Kind
 
 if TYPE_CHECKING:
@@ -210,8 +210,11 @@ def _out_of_sync(volume: Volume, command: int, packet: BlockDesc) -> None:
     volume.mark_out_of_sync(packet.sector, packet.size >> 9)
 
 
-def _verify_unsupported(volume: Volume, command: int, packet: BlockRequest) -> None:
-    raise WireError(f"{Command(command).name}: online verify was not agreed upon")
+def _not_read(volume: Volume, _command: int, packet: BlockAck) -> None:
+    if volume.state.conn is Conn.VerifyS:
+        volume.verify.got_negative(packet)
+    else:
+        volume.resync.got_negative(packet)
 
 
 # --- reports and requests ---------------------------------------------------------------------
@@ -258,9 +261,12 @@ VOLUME_HANDLERS: dict[int, VolumeHandler] = {
     Command.RS_DEALLOCATED: _deallocated,
     Command.RS_DATA_REPLY: _resync_reply,
     Command.RS_IS_IN_SYNC: lambda volume, _command, ack: volume.resync.got_in_sync(ack),
-    Command.NEG_RS_DREPLY: lambda volume, _command, ack: volume.resync.got_negative(ack),
+    Command.NEG_RS_DREPLY: _not_read,
     Command.RS_CANCEL: lambda volume, _command, ack: volume.resync.got_cancel(ack),
     Command.OUT_OF_SYNC: _out_of_sync,
+    Command.OV_REQUEST: lambda volume, _command, p: volume.verify_target.got_request(p),
+    Command.OV_REPLY: lambda volume, _command, p: volume.verify.got_reply(p),
+    Command.OV_RESULT: lambda volume, _command, ack: volume.verify_target.got_verdict(ack),
     Command.SYNC_PARAM89: lambda volume, _command, p: volume.exchange.got_sync_param(p),
     Command.SIZES: lambda volume, _command, p: volume.exchange.got_sizes(p),
     Command.UUIDS: lambda volume, _command, p: volume.exchange.got_uuids(p),

@@ -264,6 +264,8 @@ class Exchange:
             raise WireError(f"STATE with disk {peer.disk.name}: expected its UUIDS first")
         if self._ends_resync(peer):
             return
+        if peer.conn is Conn.Connected:
+            volume.verify_target.asker_is_done()
         isp = peer.aftr_isp or peer.user_isp
         state = volume.state
         if self._must_decide(peer):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 NEED_UP_TO_DATE, TWO_PRIMARIES, IN_USE, TRANSIENT = -2, -1, -12, -18
 PEER_NOT_OUTDATED = -7
 NO_LOCAL_DISK, NO_REMOTE_DISK = -4, -5
+RUNS_ALREADY, NO_VERIFY_ALG, NOT_CONNECTED = -8, -14, -15
 
 
 def refusal(volume: Volume, code: int) -> ReplicatorError:
@@ -41,6 +42,10 @@ def refusal(volume: Volume, code: int) -> ReplicatorError:
         f"certainly down: replicator primary --force {name}",
         IN_USE: "unmount the file system or stop what uses the device, then try again",
         TRANSIENT: "try again in a moment",
+        RUNS_ALREADY: f"see how far it is: replicator status {name}",
+        NO_VERIFY_ALG: "set verify-alg in the net section of both nodes, then on both: "
+        f"replicator down {name}; replicator up {name}",
+        NOT_CONNECTED: f"replicator connect {name}; replicator wait-connect {name}",
     }
     return StateRefused(text, code=code, hint=hints.get(code, ""))
 

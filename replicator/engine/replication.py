@@ -194,6 +194,20 @@ class Replication:
         if not self.log.wait_stable(lambda _stable: then()):
             self._resource.soon(then)
 
+    def when_range_stable(
+        self, volume: Volume, sector: int, nsectors: int, then: Callable[[], None]
+    ) -> None:
+        """Run `then` when the peer has what was written to that range on stable storage, or is lost;
+        at once if nothing of it is under way."""
+        end = sector + nsectors
+        for epoch in (*self.log.closed, self.log.current):
+            for write in epoch.writes:
+                here = write.sector < end and sector < write.sector + write.nsectors
+                if here and write.volume is volume:
+                    self.when_stable(then)
+                    return
+        then()
+
     def completed_in(self, epoch: Epoch) -> None:
         """`epoch-per-completion`: a write of this epoch was completed, so the next is another one."""
         if epoch is self.log.current:

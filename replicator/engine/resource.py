@@ -22,7 +22,7 @@ from protocol.packets import (
     encode,
 )
 from protocol.states import Conn, Role
-from replicator.engine import admin, new_current, roles
+from replicator.engine import admin, new_current, roles, verify_command
 from replicator.engine.cluster import Cluster
 from replicator.engine.dispatch import dispatch, dispatch_block
 from replicator.engine.establish import Establisher, Sockets
@@ -148,6 +148,9 @@ class Resource:
 
     def invalidate_remote(self, volume: int, done: AdminDone) -> None:
         admin.invalidate_remote(self.volumes[volume], done)
+
+    def verify(self, volume: int, start: int | None, stop: int | None, done: AdminDone) -> None:
+        verify_command.verify(self.volumes[volume], start, stop, done)
 
     def pause_sync(self, volume: int, done: AdminDone) -> None:
         admin.pause_sync(self.volumes[volume], True, done)
@@ -401,4 +404,5 @@ class Resource:
         overdue = self.replication.overdue(now, limit) or self.cluster.overdue(now, limit)
         for volume in self.volumes.values():
             overdue = overdue or volume.resync.overdue(now, limit)
+            overdue = overdue or volume.verify.overdue(now, limit)
         return overdue

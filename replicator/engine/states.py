@@ -109,6 +109,8 @@ def adjust(
         new = new._replace(aftr_isp=False)
     if new.conn > Conn.Connected and min(new.disk, new.pdsk) <= Disk.Failed:
         new = new._replace(conn=Conn.Connected)
+    if new.conn in _VERIFYING and min(new.disk, new.pdsk) < UTD:
+        new = new._replace(conn=Conn.Connected)
     if old is None or old.conn < Conn.Connected:
         new = _connected_means_current(new)
     paused = new.aftr_isp or new.peer_isp or new.user_isp

@@ -84,8 +84,11 @@ def _volume(resource: Resource, volume: Volume) -> VolumeSnapshot:
         al=volume.activity_log_object.transactions if volume.activity_log_object else 0,
         bm=store.bitmaps.pages_written if store is not None else 0,
         lo=local,
-        pe=resource.replication.pending(volume) + resync.outstanding,
-        ua=receiving + resync.unacknowledged + volume.resync_source.answering,
+        pe=resource.replication.pending(volume) + resync.outstanding + volume.verify.outstanding,
+        ua=receiving
+        + resync.unacknowledged
+        + volume.resync_source.answering
+        + volume.verify_target.answering,
         ap=application.pending,
         ep=len(writes.epochs) if writes is not None else 1,
         wo=_write_ordering(resource),
@@ -94,7 +97,7 @@ def _volume(resource: Resource, volume: Volume) -> VolumeSnapshot:
         if uuids is not None
         else [],
         gi_flags=_gi_flags(volume),
-        progress=resync.progress(),
+        progress=resync.progress() or volume.verify.progress(),
         open_count=volume.users,
         disk_error=volume.disk_error,
         waiting_for=_waiting(volume),
@@ -138,17 +141,19 @@ def _waiting(volume: Volume) -> str:
         return f"{application.frozen} requests wait while {state.conn.name}"
     if volume.generation_pending:
         return "a new generation UUID to be stable"
+    paused_by = " and ".join(
+        name
+        for name, flag in (
+            ("this node's administrator", state.user_isp),
+            ("the peer", state.peer_isp),
+            ("another resync", state.aftr_isp),
+        )
+        if flag
+    )
     if state.conn in (Conn.PausedSyncS, Conn.PausedSyncT):
-        sides = [
-            name
-            for name, flag in (
-                ("this node's administrator", state.user_isp),
-                ("the peer", state.peer_isp),
-                ("another resync", state.aftr_isp),
-            )
-            if flag
-        ]
-        return "resync paused by " + " and ".join(sides)
+        return f"resync paused by {paused_by}"
+    if state.conn in (Conn.VerifyS, Conn.VerifyT) and paused_by:
+        return f"verify paused by {paused_by}"
     if state.disk is Disk.Negotiating:
         return "the handshake about the attached disk"
     if state.role is Role.Primary and volume.activity_log and volume.activity_log.waiting:

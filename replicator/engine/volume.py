@@ -13,7 +13,6 @@ What this file must not know: packets (`exchange` sends them), requests (`applic
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from errno import EIO
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from replicator.engine import store as stores
 from replicator.engine.activity_log import ActivityLog, pages_of_extents
 from replicator.engine.application import Application
 from replicator.engine.attachment import Attachment
+from replicator.engine.counters import Counters
 from replicator.engine.exchange import Exchange
 from replicator.engine.intervals import IntervalLocks
 from replicator.engine.ports import Disk as DiskPort
@@ -32,6 +32,8 @@ from replicator.engine.resync_source import ResyncSource
 from replicator.engine.settings import VolumeSettings
 from replicator.engine.states import adjust, contact_lost
 from replicator.engine.store import Store
+from replicator.engine.verify import Verify
+from replicator.engine.verify_target import VerifyTarget
 from replicator.engine.words import errno_text, state_change_text
 from replicator.errors import (
     NoUsableDataError,
@@ -64,19 +66,6 @@ STATE_FLAGS = (
     | Flags.CRASHED_PRIMARY
 )
 """Superblock flags that follow from the state at every change."""
-
-
-@dataclass(slots=True)
-class Counters:
-    """In sectors since attach."""
-
-    sent: int = 0
-    received: int = 0
-    written: int = 0
-    read: int = 0
-
-    def reset(self) -> None:
-        self.sent = self.received = self.written = self.read = 0
 
 
 class Volume:
@@ -126,6 +115,8 @@ class Volume:
         self.exchange: Exchange = Exchange(self)
         self.resync: Resync = Resync(self)
         self.resync_source: ResyncSource = ResyncSource(self)
+        self.verify: Verify = Verify(self)
+        self.verify_target: VerifyTarget = VerifyTarget(self)
         self.attachment = Attachment(self)
         self.released: Callable[[Store], None] | None = None
         """Told when a detached store is no longer used, so that its files can be closed."""
@@ -190,6 +181,7 @@ class Volume:
         self._update_shortcuts()
         self._follow_data(old, new)
         self.resync.state_changed(old, new)
+        self.verify.state_changed(old, new)
         self.keep_superblock()
         self._follow_suspension(new)
         if self.application.frozen:

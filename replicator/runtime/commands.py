@@ -25,11 +25,13 @@ ROLE_SECONDS = 200.0
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """arguments: name -> type; flags may be left out (False), a volume may not."""
+    """arguments: name -> type; flags may be left out (False), a volume may not; optional: others
+    that may (None)."""
 
     run: Callable[[ResourceDaemon, dict[str, Any], Reply], None]
     arguments: dict[str, type]
     seconds: float = CHANGE_SECONDS
+    optional: tuple[str, ...] = ()
 
 
 def deadline(name: str) -> float:
@@ -58,7 +60,7 @@ def _checked(
     checked: dict[str, Any] = {}
     for key, kind in command.arguments.items():
         value = args.get(key, False if kind is bool else None)
-        if type(value) is not kind:
+        if type(value) is not kind and not (value is None and key in command.optional):
             raise UsageError(f"{name}: argument {key}: expected {kind.__name__}, found {value!r}")
         checked[key] = value
     volume = checked.get("volume")
@@ -116,6 +118,10 @@ def _invalidate_remote(daemon: ResourceDaemon, args: dict[str, Any], reply: Repl
     daemon.engine.invalidate_remote(args["volume"], _finish(reply))
 
 
+def _verify(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.verify(args["volume"], args["start"], args["stop"], _finish(reply))
+
+
 def _pause_sync(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
     daemon.engine.pause_sync(args["volume"], _finish(reply))
 
@@ -148,6 +154,9 @@ COMMANDS: dict[str, Command] = {
     "new-current-uuid": Command(_new_current_uuid, {"volume": int, "clear_bitmap": bool}),
     "invalidate": Command(_invalidate, {"volume": int}),
     "invalidate-remote": Command(_invalidate_remote, {"volume": int}),
+    "verify": Command(
+        _verify, {"volume": int, "start": int, "stop": int}, optional=("start", "stop")
+    ),
     "pause-sync": Command(_pause_sync, {"volume": int}),
     "resume-sync": Command(_resume_sync, {"volume": int}),
     "suspend-io": Command(_suspend_io, {}),

@@ -103,6 +103,9 @@ class PretendResource:
         self.role = "Secondary"
         self._done(done)
 
+    def verify(self, volume: int, start: int | None, stop: int | None, done: AdminDone) -> None:
+        self._done(done)
+
     def pause_sync(self, volume: int, done: AdminDone) -> None:
         """Never answers: for the deadline of a command."""
 

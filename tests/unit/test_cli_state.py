@@ -220,6 +220,8 @@ def test_secondary_on_what_is_not_up_succeeds(world: PretendWorld, run: Run) -> 
         ("invalidate pair/0", ["invalidate pair volume=0"]),
         ("invalidate-remote r0", ["invalidate-remote r0 volume=0"]),
         ("pause-sync r0", ["pause-sync r0 volume=0"]),
+        ("verify r0", ["verify r0 volume=0"]),
+        ("verify --start 4M -S 9000s pair/3", ["verify pair volume=3 start=8192 stop=9000"]),
         ("resume-sync all", [
             "resume-sync r0 volume=0", "resume-sync pair volume=0", "resume-sync pair volume=3",
         ]),
