@@ -19,6 +19,8 @@ from collections.abc import Callable
 from protocol import digests
 from protocol.framing import Frame, FrameReader
 from protocol.packets import (
+    IN_SYNC,
+    OUT_OF_SYNC_VERDICT,
     Barrier,
     BarrierAck,
     BlockAck,
@@ -80,6 +82,9 @@ SERVED = {Command.RS_DATA_REPLY, Command.RS_IS_IN_SYNC, Command.RS_DEALLOCATED, 
 """The kernel's answers to such packets: given by _Kernel instead, to what the engine asks."""
 WRITES = {Command.DATA, Command.TRIM, Command.ZEROES}
 ACKS = {Command.WRITE_ACK, Command.RECV_ACK}
+VERDICTS = {IN_SYNC, OUT_OF_SYNC_VERDICT}
+DAMAGED = {16, 768}
+"""Blocks of beta's disk that were overwritten behind DRBD's back in `verify`."""
 AUTH_SECRETS = {
     "auth": ("captured secret",) * 2,
     "wrong-secret": ("secret of alpha", "secret of beta"),
@@ -467,6 +472,8 @@ class Replayed:
             self._order(lambda done: engine.detach(number, False, done))
         elif conn is Conn.Disconnecting:
             self._order(lambda done: engine.disconnect(False, done))
+        elif conn is Conn.VerifyS:
+            self._order(lambda done: engine.verify(number, None, None, done))
         elif conn is Conn.StartingSyncT:
             self._order(lambda done: engine.invalidate(number, done))
         elif conn is Conn.StartingSyncS:
@@ -505,8 +512,9 @@ def comparable(packet: Packet) -> object:
     - sequence numbers, block IDs (found by them already) and hints in flags; a write with FUA: a
       kernel passes the flag on, the engine closes the epoch, so that the peer flushes;
     - what the disk of the recording's machine had to say about itself;
-    - bit 0 of a resync's name, which no comparison looks at;
+    - bit 0 of a resync's name, also in the history, which no comparison looks at;
     - the base of "skip the first synchronisation", which the receiver does not look at;
+    - the digests of the blocks that were damaged in `verify`: the recording has no content for them;
     - the mark of a crashed Primary: a kernel also sets it when a Primary attaches a disk again that
       it had given up in good order.
     """
@@ -515,14 +523,21 @@ def comparable(packet: Packet) -> object:
     if isinstance(packet, Trim):
         return packet.sector, packet.size
     if isinstance(packet, BlockAck):
-        return packet.sector, packet.blksize
+        verdict = packet.block_id if packet.block_id in VERDICTS else 0
+        return packet.sector, packet.blksize, verdict
     if isinstance(packet, SyncUuid):
         return packet.uuid & ~ROLE_MARK
     if isinstance(packet, Uuids):
         base = 0 if packet.flags & SKIP_SYNC else packet.bitmap
-        return packet._replace(bitmap=base, flags=packet.flags & ~CRASHED)
+        return packet._replace(
+            bitmap=base,
+            history0=packet.history0 & ~ROLE_MARK,
+            history1=packet.history1 & ~ROLE_MARK,
+            flags=packet.flags & ~CRASHED,
+        )
     if isinstance(packet, BlockRequest):
-        return packet.sector, packet.blksize
+        damaged = packet.sector * 512 // BLOCK in DAMAGED
+        return packet.sector, packet.blksize, b"" if damaged else packet.digest
     if isinstance(packet, Sizes):
         return packet.d_size, packet.u_size, packet.c_size, packet.dds_flags
     if isinstance(packet, StateReport):

@@ -22,8 +22,6 @@ NOT_ALIKE = {
     ("two-primaries", "beta"): "allow-two-primaries has no effect: the second one is refused",
     ("ahead", "alpha"): "on-congestion pull-ahead: this node never is Ahead, only Behind",
     ("two-volumes", "alpha"): "asks the peer about all volumes before it promotes the first",
-    ("verify", "alpha"): "no online verify",
-    ("verify", "beta"): "no online verify",
 }
 """Roles that the engine does not play as the kernel did, and why not."""
 

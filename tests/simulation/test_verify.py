@@ -43,9 +43,10 @@ def verify(node: Node, start: int | None = None, stop: int | None = None) -> Non
 
 def damage(node: Node, blocks: set[int]) -> None:
     """Change these blocks behind the engine's back."""
+    medium = node.media[0]
     for block in blocks:
-        for image in (node.media[0].stable, node.media[0].current):
-            image[block * BLOCK + 17] ^= 0x55
+        old = medium.read(block * BLOCK, BLOCK)
+        medium.put(block * BLOCK, bytes([old[0] ^ 0x55]) + old[1:])
 
 
 def marked(node: Node) -> set[int]:
