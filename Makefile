@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON_CODE := protocol replicator nbd_plugin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo sim mutants bench interop clean
+.PHONY: help setup test lint format demo sim mutants torture bench interop clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -36,6 +36,10 @@ sim: setup ## invent histories of faults for SECONDS=60 with JOBS=1, or play one
 
 mutants: setup ## remove one safeguard of the engine after the other: do the histories notice?
 	@$(VENV)/bin/python -m tests.simulation.mutants
+
+MINUTES := 5
+torture: setup ## faults of all kinds on two real nodes: make torture MINUTES=60 SEED=7
+	@$(VENV)/bin/python -m tests.integration.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 bench: setup ## measure replicator beside qemu, writes docs/benchmarks.*; a taste: make bench QUICK=1
 	@$(VENV)/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(DIR),--dir $(DIR)) $(BENCH)
