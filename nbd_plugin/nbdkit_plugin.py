@@ -23,6 +23,7 @@ import uvloop
 
 from nbd_plugin import refusals, thread_states
 from nbd_plugin.bridge import SECTOR, Bridge
+from nbd_plugin.nbdkit_client import came_in_clear_by_network
 from nbd_plugin.refusals import Refusal
 from replicator.config.model import ReplicatorOptions
 from replicator.errors import ReplicatorError, StateRefused
@@ -121,6 +122,10 @@ class Host:
         view = self._setup.view
         device = next(one.device for one in view.volumes if one.number == number)
         return f"{view.resource}/{number} {device}"
+
+    def refuses_client(self) -> bool:
+        """Whether the client at hand would have to use TLS and does not."""
+        return self._setup.view.replicator.tls_required and came_in_clear_by_network()
 
     def _open_volume(self, number: int, writable: bool) -> Handle:
         if self.daemon is None or not self._serving:
@@ -251,6 +256,8 @@ def cleanup() -> None:
 
 
 def list_exports(readonly: bool, is_tls: bool) -> list[tuple[str, str]]:
+    if host().refuses_client():
+        return []
     return [(str(number), host().describe(number)) for number in host().volume_numbers()]
 
 
@@ -261,6 +268,8 @@ def default_export(readonly: bool, is_tls: bool) -> str:
 def open(readonly: bool) -> Handle:
     thread_states.keep()
     thread_states.sweep()
+    if host().refuses_client():
+        _refuse(errno.EPERM, "this server requires TLS of clients that come by TCP")
     name = nbdkit.export_name()
     numbers = host().volume_numbers()
     if name == "":

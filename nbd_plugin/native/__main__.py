@@ -13,7 +13,7 @@ import sys
 
 from nbd_plugin.native.server import NbdServer
 from replicator.errors import DaemonError
-from replicator.runtime import daemon
+from replicator.runtime import daemon, tls
 from replicator.runtime.daemon_setup import DaemonSetup
 from replicator.runtime.spawn import FIRST_SOCKET
 
@@ -31,6 +31,8 @@ class NativeFrontEnd:
             [(one.number, f"{view.resource}/{one.number} {one.device}") for one in volumes],
             host.engine.volumes,
             host.log.log,
+            tls=tls.server_context(view.resource, view.replicator),
+            tls_required=view.replicator.tls_required,
         )
         self._sockets = inherited_sockets()
         self._listening: asyncio.Task[None] | None = None

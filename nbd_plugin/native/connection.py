@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from nbd_plugin.native import wire
-from nbd_plugin.native.handshake import Handshake, Phase, Wanted
+from nbd_plugin.native.handshake import Handshake, Phase, Tls, Wanted
 from nbd_plugin.native.inbox import Inbox
 from nbd_plugin.native.transmission import COST_MAX, Request, Transmission
 from nbd_plugin.native.wire import (
@@ -33,6 +33,7 @@ from nbd_plugin.native.wire import (
 )
 from replicator.errors import ReplicatorError
 from replicator.runtime.engine_api import EngineVolume
+from replicator.runtime.tls import why_handshake_failed
 
 if TYPE_CHECKING:
     from nbd_plugin.native.server import NbdServer
@@ -53,14 +54,16 @@ JOIN_MAX = 16 * 1024
 
 
 class Connection(asyncio.BufferedProtocol):
-    def __init__(self, server: NbdServer, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, server: NbdServer, loop: asyncio.AbstractEventLoop, tls: Tls) -> None:
         self.name = "client"
         """For people: where the client is."""
         self._server = server
         self._loop = loop
         self._transport: asyncio.Transport | None = None
         self._inbox = Inbox()
-        self._handshake = Handshake(self._inbox, server.exports)
+        self._handshake = Handshake(self._inbox, server.exports, tls)
+        self._securing: asyncio.Task[None] | None = None
+        """The start of TLS, if there was one; the only Task of a connection."""
         self._transmission: Transmission | None = None
         self._structured = False
         self._volume: EngineVolume | None = None
@@ -104,13 +107,14 @@ class Connection(asyncio.BufferedProtocol):
         self._inbox.received(nbytes)
         if self._transmission is not None:
             self._serve()
-        elif not self._ending:
+        elif not self._ending and self._handshake.phase is not Phase.SECURING:
             self._negotiate()
 
     def eof_received(self) -> bool:
-        """The client sends no more; what it has asked for before it still gets."""
+        """The client sends no more; what it has asked for before it still gets, except by TLS, which
+        cannot be closed on one side only."""
         self._end("")
-        return not self._gone
+        return not self._gone and self._securing is None
 
     def pause_writing(self) -> None:
         self._slow_reader = True
@@ -137,6 +141,9 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(output)
         if handshake.phase is Phase.ENDED:
             self._end(handshake.ended)
+        elif handshake.phase is Phase.SECURING and self._securing is None:
+            self._listen(False)  # what comes next is for the TLS layer
+            self._securing = self._loop.create_task(self._secure())
         elif handshake.phase is Phase.TRANSMISSION and self._volume is not None:
             self._cancel_timer()
             self._structured = handshake.structured
@@ -147,6 +154,27 @@ class Connection(asyncio.BufferedProtocol):
                 allocation=handshake.allocation,
             )
             self._serve()
+
+    async def _secure(self) -> None:
+        """Put TLS between the transport and this object."""
+        plain, context = self._transport, self._server.tls
+        assert plain is not None and context is not None
+        try:
+            secure = await self._loop.start_tls(plain, self, context, server_side=True)
+        except OSError as error:
+            # The TLS layer tells only those of the end of a connection who have seen its beginning.
+            if not self._gone:
+                self._server.remark(self.name, why_handshake_failed(error))
+            plain.abort()
+            self.connection_lost(error)
+            return
+        if secure is None or self._gone or self._ending:
+            plain.abort()
+            return
+        self._transport = secure
+        secure.set_write_buffer_limits(high=WRITE_HIGH)
+        self._handshake.secured()
+        self._negotiate()
 
     def _decide(self, wanted: Wanted) -> None:
         try:

@@ -6,7 +6,9 @@ Rules:
 2. Every length is checked against what it may be before it is waited for. A malformed option gets
    an error reply if the protocol has one for it; else the handshake ends, with the reason in
    `ended`. Nothing a client sends raises an exception.
-3. There is no TLS here: STARTTLS is answered by a refusal, and the client decides what then.
+3. There is no TLS here. At STARTTLS the phase is SECURING: the caller begins TLS on the connection,
+   and then says so by secured(). What was agreed in clear is forgotten, and what was sent in clear
+   behind STARTTLS ends the handshake: somebody on the way could have put it there.
 """
 
 from __future__ import annotations
@@ -21,13 +23,24 @@ from nbd_plugin.native.wire import Answer, ExportFlag, HandshakeFlag, Info, Opti
 
 OPTION_DATA_MAX = 64 * 1024
 KNOWN_FLAGS = int(HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES)
+IN_CLEAR = frozenset({Option.ABORT, Option.STARTTLS})
+"""What a client may say before TLS where that is required."""
 OPTIONS_MAX = 1000
 """Who has sent so many does not want an export."""
+
+
+class Tls(Enum):
+    """What the server says to STARTTLS, and to a client that does without."""
+
+    NONE = "none"
+    OFFERED = "offered"
+    REQUIRED = "required"
 
 
 class Phase(Enum):
     CLIENT_FLAGS = "client flags"
     OPTIONS = "options"
+    SECURING = "securing"
     ASKED = "asked"
     TRANSMISSION = "transmission"
     ENDED = "ended"
@@ -83,7 +96,9 @@ class Handshake:
     Call next() whenever bytes have arrived, until it returns None; then look at `phase`.
     """
 
-    def __init__(self, inbox: Inbox, exports: Sequence[tuple[int, str]]) -> None:
+    def __init__(
+        self, inbox: Inbox, exports: Sequence[tuple[int, str]], tls: Tls = Tls.NONE
+    ) -> None:
         self.phase = Phase.CLIENT_FLAGS
         self.ended = ""
         self.structured = False
@@ -92,6 +107,8 @@ class Handshake:
         self._inbox = inbox
         self._exports = dict(exports)
         self._output = [wire.greeting()]
+        self._tls = tls
+        self._secure = False
         self._fixed = False
         self._padding = wire.EXPORT_PADDING
         self._options = 0
@@ -125,6 +142,11 @@ class Handshake:
                 return None
             wanted = self._handle(*found)
         return wanted
+
+    def secured(self) -> None:
+        """TLS has begun: whatever arrives from now on came through it."""
+        self._secure = True
+        self.phase = Phase.OPTIONS
 
     def grant(self, size: int, *, read_only: bool = False) -> None:
         """The export of the last Wanted exists, has `size` bytes, and is open if it is to be kept."""
@@ -202,6 +224,9 @@ class Handshake:
         return option, data
 
     def _handle(self, option: int, data: bytes) -> Wanted | None:
+        if not self._secure and self._tls is Tls.REQUIRED and option not in IN_CLEAR:
+            self._demand_tls(option)
+            return None
         if option == Option.EXPORT_NAME:
             return self._export_name(data)
         if not self._fixed:
@@ -216,6 +241,14 @@ class Handshake:
         except Malformed as problem:
             self._error(option, Answer.ERR_INVALID, str(problem))
             return None
+
+    def _demand_tls(self, option: int) -> None:
+        if option == Option.EXPORT_NAME:
+            self._end("TLS is required")  # there is no way to answer this option by an error
+        else:
+            self._error(
+                option, Answer.ERR_TLS_REQD, "this server requires TLS: send STARTTLS first"
+            )
 
     def _reply(self, option: int, answer: Answer, data: bytes = b"") -> None:
         self._output.append(wire.option_reply(option, answer, data))
@@ -245,7 +278,17 @@ class Handshake:
 
     def _starttls(self, option: int, data: bytes) -> None:
         Fields(data).end()
-        self._error(option, Answer.ERR_POLICY, "this server offers no TLS")
+        if self._tls is Tls.NONE:
+            self._error(option, Answer.ERR_POLICY, "this server offers no TLS")
+        elif self._secure:
+            self._error(option, Answer.ERR_INVALID, "TLS is in use already")
+        elif self._inbox.start != self._inbox.end:
+            self._end("bytes in clear behind STARTTLS")
+        else:
+            self._reply(option, Answer.ACK)
+            self.structured = False
+            self._context_export = None
+            self.phase = Phase.SECURING
 
     def _info(self, option: int, data: bytes) -> Wanted | None:
         fields = Fields(data)

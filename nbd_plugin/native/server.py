@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from nbd_plugin.native.connection import Connection
+from nbd_plugin.native.handshake import Tls
 from replicator.errors import StateRefused
 from replicator.runtime.engine_api import EngineVolume
 
@@ -26,7 +29,8 @@ REMARKS_MAX = 20
 
 class NbdServer:
     """exports: (volume number, description), lowest first.
-    volumes: the engine's; log(level, message)."""
+    volumes: the engine's; log(level, message). tls: offered to every client; tls_required: of
+    those that come by TCP, because a Unix socket has its file's permissions."""
 
     def __init__(
         self,
@@ -35,12 +39,17 @@ class NbdServer:
         exports: Sequence[tuple[int, str]],
         volumes: Mapping[int, EngineVolume],
         log: Callable[[str, str], None],
+        *,
+        tls: ssl.SSLContext | None = None,
+        tls_required: bool = False,
     ) -> None:
         self.exports = list(exports)
         self._loop = loop
         self._resource = resource
         self._volumes = volumes
         self._log = log
+        self.tls = tls
+        self._tls_required = tls_required
         self._servers: list[asyncio.Server] = []
         self._clients: set[Connection] = set()
         self._serving = True
@@ -53,7 +62,8 @@ class NbdServer:
             one.setblocking(False)
             local = one.family == socket.AF_UNIX
             make: Any = self._loop.create_unix_server if local else self._loop.create_server
-            self._servers.append(await make(self._new_client, sock=one, backlog=BACKLOG))
+            new_client = partial(Connection, self, self._loop, self._policy(local))
+            self._servers.append(await make(new_client, sock=one, backlog=BACKLOG))
         if not self._serving:
             self.stop()
 
@@ -108,8 +118,10 @@ class NbdServer:
 
     # Inside.
 
-    def _new_client(self) -> Connection:
-        return Connection(self, self._loop)
+    def _policy(self, local: bool) -> Tls:
+        if self.tls is None:
+            return Tls.NONE
+        return Tls.REQUIRED if self._tls_required and not local else Tls.OFFERED
 
     def _drop_clients(self) -> None:
         for client in list(self._clients):

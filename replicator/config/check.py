@@ -25,6 +25,7 @@ def find_problems(resources: Sequence[ResourceConfig], common: Sections) -> list
         _check_hosts(resource, problems)
         for host in resource.hosts:
             _claim_host(resource, host, common, claims)
+            _check_tls(resource, host, common, problems)
         _check_become_primary(resource, common, problems)
     return problems
 
@@ -70,13 +71,31 @@ def _claim_host(
         packed = ipaddress.IPv6Address(address.host).compressed
     key = ("address", address.family, packed, str(address.port))
     claims.claim(key, f"address {address.endpoint}", host.where, owner)
-    layers = [one.get("replicator", {}) for one in (common, resource.sections, host.sections)]
-    listen = typed(ReplicatorOptions, "replicator", *layers).listen
+    listen = _own_options(resource, host, common).listen
     for machine in host.machines:
         if listen != "unix":
             claims.claim(("listen", machine, listen), f"listen {listen}", host.where, owner)
         for volume in host.volumes:
             _claim_volume(machine, volume, owner, claims)
+
+
+def _own_options(resource: ResourceConfig, host: HostConfig, common: Sections) -> ReplicatorOptions:
+    layers = [one.get("replicator", {}) for one in (common, resource.sections, host.sections)]
+    return typed(ReplicatorOptions, "replicator", *layers)
+
+
+def _check_tls(
+    resource: ResourceConfig, host: HostConfig, common: Sections, problems: list[str]
+) -> None:
+    options = _own_options(resource, host, common)
+    place = f"{host.where}: resource {resource.name}, {host.title}"
+    directory = options.tls_certificates
+    if directory and not directory.startswith("/"):
+        problems.append(f"{place}: tls-certificates: expected an absolute path, found {directory}")
+    wanted = {"tls-required": options.tls_required, "tls-verify-peer": options.tls_verify_peer}
+    for name, value in wanted.items():
+        if value and not directory:
+            problems.append(f"{place}: {name} is set, but tls-certificates is not")
 
 
 def _claim_volume(machine: str, volume: VolumeConfig, owner: str, claims: _Claims) -> None:

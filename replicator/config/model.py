@@ -149,6 +149,10 @@ class ReplicatorOptions:
     frontend: str
     attach: str
     listen: str
+    tls_certificates: str
+    """Directory of the NBD server's certificates; "" for no TLS."""
+    tls_required: bool
+    tls_verify_peer: bool
     threads: int
     epoch_per_completion: bool
 

@@ -126,6 +126,15 @@ REPLICATOR = (
         "unix",
         "where the NBD server listens: a unix socket in the run directory, or a TCP address",
     ),
+    Option(
+        "replicator",
+        "tls-certificates",
+        Kind.TEXT,
+        "",
+        "directory of ca-cert.pem, server-cert.pem, server-key.pem: NBD clients may use TLS",
+    ),
+    boolean("replicator", "tls-required", False, "serve TCP clients only by TLS"),
+    boolean("replicator", "tls-verify-peer", False, "TLS clients have to show a certificate too"),
     number("replicator", "threads", 1, 256, 16, "requests that nbdkit handles at once"),
     boolean(
         "replicator",

@@ -321,7 +321,8 @@ class ResourceDaemon:
         uris = [f"nbd+unix:///{number}?socket={self._setup.files.nbd}" for number in numbers]
         tcp = view.replicator.listen_address
         if tcp is not None:
-            uris += [f"nbd://{Endpoint(*tcp)}/{number}" for number in numbers]
+            scheme = "nbds" if view.replicator.tls_required else "nbd"
+            uris += [f"{scheme}://{Endpoint(*tcp)}/{number}" for number in numbers]
         return uris
 
     def _make_ports(self) -> RuntimePorts:

@@ -20,9 +20,9 @@ from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 
-from replicator.config.model import NodeView
+from replicator.config.model import NodeView, ReplicatorOptions
 from replicator.errors import ConfigError, DaemonError, ReplicatorError
-from replicator.runtime import lock, paths, ready
+from replicator.runtime import lock, paths, ready, tls
 from replicator.runtime.daemon_setup import FRONTENDS, NATIVE, NO_FRONTEND
 from replicator.runtime.net import Endpoint, describe_listen, resolve
 from replicator.runtime.paths import RunFiles
@@ -67,6 +67,7 @@ def start_daemon(
             f"{view.resource}: there is no frontend {chosen}; there are {', '.join(FRONTENDS)}",
             hint="Set `frontend nbdkit;` or `frontend native;` in the section replicator.",
         )
+    tls.server_context(view.resource, view.replicator)  # raises what is wrong with it
     directory = paths.run_dir(run_dir)
     paths.prepare(directory)
     files = RunFiles(directory, view.resource)
@@ -168,9 +169,18 @@ def _command(frontend: str, view: NodeView) -> list[str]:
         "--foreground",
         "--threads",
         str(view.replicator.threads),
+        *_nbdkit_tls(view.replicator),
         "python",
         str(_plugin_path()),
     ]
+
+
+def _nbdkit_tls(options: ReplicatorOptions) -> list[str]:
+    """TLS is offered; that it is required the plugin sees to, because local clients are exempt."""
+    if not options.tls_certificates:
+        return []
+    words = ["--tls=on", f"--tls-certificates={options.tls_certificates}"]
+    return [*words, "--tls-verify-peer"] if options.tls_verify_peer else words
 
 
 def _plugin_path() -> Path:

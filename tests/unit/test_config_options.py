@@ -73,6 +73,8 @@ def row(section: str, name: str) -> Option:
         ("net", "shared-secret", "x" * 64, "x" * 64),
         ("replicator", "listen", "127.0.0.1:10809", "127.0.0.1:10809"),
         ("replicator", "listen", "[::1]:10809", "[::1]:10809"),
+        ("replicator", "tls-certificates", "/etc/tls", "/etc/tls"),
+        ("replicator", "tls-required", "yes", True),
         ("startup", "become-primary-on", "alice bob", ("alice", "bob")),
     ],
 )

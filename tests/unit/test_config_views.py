@@ -212,6 +212,16 @@ def test_slots_of_one_metadata_device_may_be_used_side_by_side() -> None:
 
 WITHIN = [
     (
+        "tls required without certificates",
+        resource("replicator { tls-required; }"),
+        "tls-required is set, but tls-certificates is not",
+    ),
+    (
+        "relative directory of certificates",
+        resource("replicator { tls-certificates tls; }"),
+        "tls-certificates: expected an absolute path, found tls",
+    ),
+    (
         "no address",
         resource(alice=ALICE.replace("address 10.0.0.2:7789;", "")),
         "'address' is missing",

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbd_plugin.native.handshake import OPTION_DATA_MAX, OPTIONS_MAX, Handshake, Phase, Wanted
+from nbd_plugin.native.handshake import OPTION_DATA_MAX, OPTIONS_MAX, Handshake, Phase, Tls, Wanted
 from nbd_plugin.native.inbox import BUFFER, Inbox
 from tests.tools import nbd_bytes as nbd
 from tests.tools.nbd_bytes import OptionReply
@@ -23,9 +23,9 @@ SEND_DF = 128
 class Conversation:
     """A handshake whose questions are answered by a rule: exports in `refused` are."""
 
-    def __init__(self, *, refused: tuple[int, ...] = ()) -> None:
+    def __init__(self, *, refused: tuple[int, ...] = (), tls: Tls = Tls.NONE) -> None:
         self.inbox = Inbox()
-        self.handshake = Handshake(self.inbox, EXPORTS)
+        self.handshake = Handshake(self.inbox, EXPORTS, tls)
         self.refused = refused
         self.asked: list[Wanted] = []
         self.sent = b""
@@ -62,8 +62,10 @@ class Conversation:
         return nbd.option_replies(self.sent.removeprefix(nbd.GREETING))
 
 
-def conversation(*options: bytes, refused: tuple[int, ...] = ()) -> Conversation:
-    return Conversation(refused=refused).say(nbd.client_flags() + b"".join(options))
+def conversation(
+    *options: bytes, refused: tuple[int, ...] = (), tls: Tls = Tls.NONE
+) -> Conversation:
+    return Conversation(refused=refused, tls=tls).say(nbd.client_flags() + b"".join(options))
 
 
 def kinds(talk: Conversation) -> list[tuple[int, int]]:
@@ -169,6 +171,44 @@ def test_starttls_is_refused_and_the_client_may_go_on_without() -> None:
     talk = conversation(nbd.option(nbd.STARTTLS), nbd.go())
     assert kinds(talk)[0] == (nbd.STARTTLS, nbd.ERR_POLICY)
     assert talk.phase is Phase.TRANSMISSION
+
+
+@pytest.mark.parametrize("tls", [Tls.OFFERED, Tls.REQUIRED])
+def test_tls_begins_at_starttls_and_the_options_go_on_inside(tls: Tls) -> None:
+    talk = conversation(nbd.option(nbd.STARTTLS), tls=tls)
+    assert kinds(talk) == [(nbd.STARTTLS, nbd.ACK)]
+    assert talk.phase is Phase.SECURING
+    talk.handshake.secured()
+    talk.say(nbd.option(nbd.STARTTLS) + nbd.go())
+    assert kinds(talk)[1] == (nbd.STARTTLS, nbd.ERR_INVALID), "not twice"
+    assert talk.phase is Phase.TRANSMISSION
+
+
+def test_what_was_agreed_in_clear_is_forgotten_when_tls_begins() -> None:
+    talk = conversation(nbd.option(nbd.STRUCTURED_REPLY), tls=Tls.OFFERED)
+    assert talk.handshake.structured
+    talk.say(nbd.option(nbd.STARTTLS))
+    assert not talk.handshake.structured
+
+
+def test_bytes_in_clear_behind_starttls_end_the_handshake() -> None:
+    talk = conversation(nbd.option(nbd.STARTTLS) + nbd.go(), tls=Tls.OFFERED)
+    assert talk.phase is Phase.ENDED
+    assert "clear" in talk.handshake.ended
+    assert talk.sent == nbd.GREETING, "no acknowledgement that could be mistaken for a start"
+
+
+@pytest.mark.parametrize("number", [nbd.LIST, nbd.INFO, nbd.GO, nbd.STRUCTURED_REPLY, 99])
+def test_where_tls_is_required_every_other_option_says_so(number: int) -> None:
+    talk = conversation(nbd.option(number, nbd.text("0") + b"\0\0"), tls=Tls.REQUIRED)
+    assert kinds(talk) == [(number, nbd.ERR_TLS_REQD)]
+    assert talk.asked == []
+
+
+def test_where_tls_is_required_a_client_may_leave_and_an_old_one_is_dropped() -> None:
+    assert kinds(conversation(nbd.option(nbd.ABORT), tls=Tls.REQUIRED)) == [(nbd.ABORT, nbd.ACK)]
+    talk = conversation(nbd.option(nbd.EXPORT_NAME, b"0"), tls=Tls.REQUIRED)
+    assert (talk.phase, talk.handshake.ended) == (Phase.ENDED, "TLS is required")
 
 
 @pytest.mark.parametrize("number", [0, 4, nbd.EXTENDED_HEADERS, 12, 0xFFFFFFFF])
