@@ -22,7 +22,7 @@ from benchmarks.processes import cpu_seconds, resident_mib
 from benchmarks.stage import BenchError, Stage, wait_until
 from tests.integration.pair import MIB, RESOURCE, Node, Pair
 
-SYNCED = "UpToDate/UpToDate"
+METADATA_ROOM = 8 * MIB
 SYNC_SECONDS = 120.0
 FAILOVER_SECONDS = 60.0
 TIB = 1 << 40
@@ -67,8 +67,7 @@ def resync_beside_dd(stage: Stage, scale: Scale) -> Numbers:
     with Pair(
         sizes=(scale.size,), frontend="native", sections=FAST_RESYNC, parent=stage.directory
     ) as pair:
-        pair.start_synced(SYNC_SECONDS)
-        workloads.fill(_served(pair), scale.size - 8 * MIB, stage.directory)
+        _fill_synced(pair, scale.size, stage)
         began = time.monotonic()
         pair.bob.cmd("invalidate", RESOURCE)
         pair.bob.cmd("wait-sync", RESOURCE, timeout=SYNC_SECONDS)
@@ -106,20 +105,27 @@ def _dd_mib_s(source: Path, target: Path, size: int) -> float:
 def latency_during_resync(stage: Stage, scale: Scale) -> Numbers:
     """With the default resync controller, which is meant to spare the application."""
     with Pair(sizes=(2 * scale.size,), frontend="native", parent=stage.directory) as pair:
-        pair.start()
-        pair.alice.primary(force=True)
+        _fill_synced(pair, 2 * scale.size, stage)
+        alone = _write_alone(pair, stage, scale)
+        pair.alice.cmd("invalidate-remote", RESOURCE)
         pair.alice.wait(cstate="SyncSource")
         busy = _write_alone(pair, stage, scale)
         if pair.alice.words()["cstate"] != "SyncSource":
             raise BenchError("the resync was over before its latency had been measured")
-        pair.alice.wait(cstate="Connected", dstate=SYNCED, timeout=SYNC_SECONDS)
-        alone = _write_alone(pair, stage, scale)
         return {
             "idle_p50_us": alone.p50_us,
             "idle_p99_us": alone.p99_us,
             "resync_p50_us": busy.p50_us,
             "resync_p99_us": busy.p99_us,
         }
+
+
+def _fill_synced(pair: Pair, size: int, stage: Stage) -> None:
+    """Both nodes UpToDate and without holes, which a resync would leave out."""
+    pair.start()
+    pair.alice.cmd("new-current-uuid", "--clear-bitmap", RESOURCE)
+    pair.alice.primary()
+    workloads.fill(_served(pair), size - METADATA_ROOM, stage.directory)
 
 
 def _write_alone(pair: Pair, stage: Stage, scale: Scale) -> workloads.Result:
