@@ -124,7 +124,8 @@ class Link:
         self._ping_timer: Timer | None = None
         self._idle_timer: Timer | None = None
         self._phase_timer: Timer | None = None
-        self._data_paused = False
+        self._data_paused = 0
+        """How many have asked for a pause."""
         self._full = False
         self._hold_data = False
         self._held_data: deque[Buffer] = deque()
@@ -238,8 +239,8 @@ class Link:
     # --- receiving ----------------------------------------------------------------------------
 
     def pause_data(self) -> None:
-        """Handle nothing more of the data socket until resume_data(); it stays in order."""
-        self._data_paused = True
+        """Handle nothing more of the data socket until as many resume_data(); it stays in order."""
+        self._data_paused += 1
         self._read_or_not()
 
     def buffers_full(self, full: bool) -> None:
@@ -256,7 +257,7 @@ class Link:
             self.data.channel.resume_reading()
 
     def resume_data(self) -> None:
-        self._data_paused = False
+        self._data_paused -= 1
         self._read_or_not()
         if self.phase is not Phase.CLOSED:
             self.clock.call_soon(lambda: self.frames(self.data))

@@ -132,4 +132,6 @@ class Handlers(Protocol):
     """The administrator's programs of the `handlers` section."""
 
     def call(self, event: str, volume: int | None, done: Callable[[int], None] | None) -> None:
-        """Run the handler of that name if there is one; `done(exit status)`, 0 at once-later if none."""
+        """Run the handler of that name if there is one: after those called before for the same
+        purpose, for a bounded time. volume: None for the whole resource. done(exit status), 0 soon
+        if there is none."""

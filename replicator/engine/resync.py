@@ -31,6 +31,7 @@ from protocol.packets import (
     block_request,
 )
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.handler_calls import BEFORE_TARGET, before_resync
 from replicator.engine.requests import Countdown
 from replicator.engine.snapshot import Progress
 from replicator.engine.zeroes import Run, may_unmap, zero_runs
@@ -218,13 +219,20 @@ class Resync:
     # --- target -------------------------------------------------------------------------------
 
     def start_target(self, uuid: int) -> None:
-        """The source's sync UUID has come: this copy is Inconsistent from now on, durably, before
-        the first block of it changes."""
-        volume, link = self._volume, self._link
-        assert volume.store is not None and link is not None
-        volume.resource.handlers.call("before-resync-target", volume.number, None)
-        volume.store.uuids.adopt_sync(uuid, volume.state.role is Role.Primary)
+        """The source's sync UUID has come: begin, if the handler agrees. It may make a snapshot of
+        the disk, so until it has ended nothing that the peer sends gets there."""
+        link = self._link
+        assert link is not None
         link.pause_data()
+        before_resync(self._volume, BEFORE_TARGET, partial(self._begin_target, link, uuid))
+
+    def _begin_target(self, link: Link, uuid: int) -> None:
+        """This copy is Inconsistent from now on, durably, before the first block of it changes."""
+        volume = self._volume
+        if volume.store is None or volume.state.conn not in (Conn.WFSyncUUID, Conn.Behind):
+            link.resume_data()
+            return
+        volume.store.uuids.adopt_sync(uuid, volume.state.role is Role.Primary)
         volume.change(conn=Conn.SyncTarget, disk=Disk.Inconsistent, pdsk=Disk.UpToDate)
         self.begin()
         self._cursor = 0

@@ -26,6 +26,7 @@ from protocol.packets import (
     encode,
 )
 from protocol.states import Conn, Disk
+from replicator.engine.handler_calls import BEFORE_SOURCE, before_resync
 from replicator.engine.resync import SECTORS_PER_BIT, SOURCE
 from replicator.engine.zeroes import is_zero
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from replicator.engine.link import Link
     from replicator.engine.volume import Volume
 
+STARTING = (Conn.WFBitMapS, Conn.StartingSyncS)
 REQUESTS_MAX = 4096
 """More requests than that at once is no peer that keeps to the protocol."""
 READING_MAX = 32 << 20
@@ -57,11 +59,14 @@ class ResyncSource:
         return self._volume.resource.replication.link
 
     def start(self) -> None:
-        """Both bitmaps are merged: name the resync, durably, and announce it."""
-        volume, link = self._volume, self._link
-        assert volume.store is not None
-        store = volume.store
-        volume.resource.handlers.call("before-resync-source", volume.number, None)
+        """Both bitmaps are merged: begin, if the handler agrees."""
+        before_resync(self._volume, BEFORE_SOURCE, self._begin)
+
+    def _begin(self) -> None:
+        """Name the resync, durably, and announce it."""
+        volume, link, store = self._volume, self._link, self._volume.store
+        if store is None or volume.state.conn not in STARTING:
+            return
         uuid = store.uuids.open_sync(volume.resource.random_uuid())
 
         def stable(errno: int) -> None:
@@ -73,10 +78,7 @@ class ResyncSource:
             if errno:
                 volume.local_io_error("flush before resync", 0, errno)
                 return
-            if self._link is not link or volume.state.conn not in (
-                Conn.WFBitMapS,
-                Conn.StartingSyncS,
-            ):
+            if self._link is not link or volume.state.conn not in STARTING:
                 return
             self._finishing = False
             volume.change(conn=Conn.SyncSource, pdsk=Disk.Inconsistent)

@@ -273,8 +273,6 @@ def _become_primary(volume: Volume, forced: bool, stable: Callable[[int], None])
         store.uuids.mark_role(True)
         volume.exposed_uuid = store.uuids.current
         volume.write_superblock(stable)
-    if volume.state.disk is not Disk.UpToDate and volume.state.pdsk is not Disk.UpToDate:
-        volume.resource.handlers.call("pri-on-incon-degr", volume.number, None)
 
 
 def _peer_generation(volume: Volume) -> int:

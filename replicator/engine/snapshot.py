@@ -93,6 +93,8 @@ class ResourceSnapshot:
     nbd_uris: list[str] = field(default_factory=list)
     frontend: str = "nbdkit"
     pid: int = 0
+    handlers: list[str] = field(default_factory=list)
+    """Handlers that are running, with how long already, for people."""
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -160,7 +160,8 @@ def _alone(state: State) -> bool:
     return state.role is Role.Primary and state.conn < Conn.Connected and state.pdsk > OUT
 
 
-def _without_data(state: State) -> bool:
+def without_data(state: State) -> bool:
+    """A Primary that reaches no good data, neither here nor at the peer."""
     return state.role is Role.Primary and max(state.disk, state.pdsk) < UTD
 
 
@@ -169,14 +170,14 @@ def _suspended(new: State, fencing: str, on_no_data: str, old: State | None) -> 
     when the reason has gone: the peer is back, good data are, or nobody uses the device."""
     if new.conn >= Conn.Connected or new.role is Role.Secondary:
         new = new._replace(susp_fen=False)
-    if not _without_data(new):
+    if not without_data(new):
         new = new._replace(susp_nod=False)
     if fencing == "resource-and-stonith" and _alone(new) and not (old is not None and _alone(old)):
         new = new._replace(susp_fen=True)
     if (
         on_no_data == "suspend-io"
-        and _without_data(new)
-        and not (old is not None and _without_data(old))
+        and without_data(new)
+        and not (old is not None and without_data(old))
     ):
         new = new._replace(susp_nod=True)
     return new

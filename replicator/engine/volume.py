@@ -18,6 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine import handler_calls
 from replicator.engine import store as stores
 from replicator.engine.activity_log import ActivityLog, pages_of_extents
 from replicator.engine.application import Application
@@ -35,11 +36,7 @@ from replicator.engine.store import Store
 from replicator.engine.verify import Verify
 from replicator.engine.verify_target import VerifyTarget
 from replicator.engine.words import errno_text, state_change_text
-from replicator.errors import (
-    NoUsableDataError,
-    ReplicatorError,
-    StateRefused,
-)
+from replicator.errors import NoUsableDataError, ReplicatorError, StateRefused
 from replicator.metadata.bitmap import Bitmap
 from replicator.metadata.layout import Placement, bitmap_bits
 from replicator.metadata.superblock import Flags
@@ -184,6 +181,7 @@ class Volume:
         self.verify.state_changed(old, new)
         self.keep_superblock()
         self._follow_suspension(new)
+        handler_calls.state_changed(self, old, new)
         if self.application.frozen:
             # Not before the peer has been told of this state: what it is sent depends on it.
             self.resource.soon(self.application.thaw)

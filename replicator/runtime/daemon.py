@@ -306,9 +306,10 @@ class ResourceDaemon:
     # State.
 
     def snapshot(self) -> ResourceSnapshot:
-        """The engine's, with what only the runtime knows: pid and NBD addresses."""
+        """The engine's, with what only the runtime knows: pid, handlers and NBD addresses."""
         snapshot = self.engine.snapshot()
         snapshot.pid = self.pid
+        snapshot.handlers = self._handlers.running()
         snapshot.frontend = self._setup.options.frontend
         snapshot.nbd_uris = self._nbd_uris()
         return snapshot
@@ -334,7 +335,10 @@ class ResourceDaemon:
             config_path=self._setup.options.config_path,
             commands=view.handlers,
             volumes={volume.number: (volume.minor, volume.disk) for volume in view.volumes},
+            node=view.node,
+            run_dir=self._setup.options.run_dir,
         )
+        self._handlers = HandlerRunner(self._loop, context, self.log)
         return RuntimePorts(
             network=TcpNetwork(
                 self._loop,
@@ -347,7 +351,7 @@ class ResourceDaemon:
             clock=LoopClock(self._loop),
             entropy=SystemEntropy(),
             log=self.log,
-            handlers=HandlerRunner(self._loop, context, self.log),
+            handlers=self._handlers,
         )
 
 

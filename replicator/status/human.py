@@ -35,6 +35,7 @@ def resource_text(resource: ResourceSnapshot) -> str:
     for volume in resource.volumes:
         lines += _own_volume(volume, resource, named)
     lines += _peer(resource, named)
+    lines += [f"  running handler: {one}" for one in resource.handlers]
     if resource.waiting_for:
         lines.append(f"  waiting for: {resource.waiting_for}")
     if resource.last_error:

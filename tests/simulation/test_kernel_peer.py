@@ -46,7 +46,7 @@ def test_what_the_peer_wrote_while_ahead_is_copied_when_it_says_so_without_bitma
     hear(pair.bob, Command.OUT_OF_SYNC, BlockDesc(16, 8192))
     assert marked_blocks(pair.bob) == 2
     hear(pair.bob, Command.SYNC_UUID, SyncUuid(0x1122334455667788))
-    assert pair.bob.is_(conn=Conn.SyncTarget, disk=Disk.Inconsistent)
+    pair.run_until(lambda: pair.bob.is_(conn=Conn.SyncTarget, disk=Disk.Inconsistent))
     pair.run_until(lambda: pair.bob.synced)
     assert pair.bob.data() == pair.alice.data()
     assert marked_blocks(pair.bob) == 0

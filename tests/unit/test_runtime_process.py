@@ -236,6 +236,10 @@ CONTEXT = HandlerContext(
     peer_host="10.0.0.3",
     config_path="/etc/replicator.conf",
     commands={
+        "first": "sleep 0.3; echo first >> $OUT",
+        "second": "echo second >> $OUT",
+        "fence-peer": "echo fence-peer >> $OUT",
+        "replicator": "env | grep -E ^REPLICATOR_ | sort > $OUT; echo $PATH >> $OUT",
         "env": "env | grep ^DRBD_ | sort > $OUT",
         "seven": "exit 7",
         "killed": "kill -9 $$",
@@ -243,6 +247,8 @@ CONTEXT = HandlerContext(
         "daemon": "sleep 100 & exit 3",
     },
     volumes={0: (10, "/dev/sda7"), 1: (11, "/dev/sda8")},
+    node="alice",
+    run_dir="/run/replicator",
 )
 
 
@@ -291,6 +297,46 @@ async def test_a_handler_gets_drbds_environment(
     text = (run_dir / "out").read_text()
     assert "DRBD_MINOR=10 11\n" in text
     assert "DRBD_LL_DISK=/dev/sda7 /dev/sda8\n" in text
+
+
+async def test_a_handler_can_call_replicator_for_the_same_node(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUT", str(run_dir / "out"))
+    await run_handler("replicator")
+    *settings, path = (run_dir / "out").read_text().splitlines()
+    assert settings == [
+        "REPLICATOR_CONF=/etc/replicator.conf",
+        "REPLICATOR_NODE=alice",
+        "REPLICATOR_RUN_DIR=/run/replicator",
+    ]
+    assert path.endswith("/sbin:/usr/sbin:/bin:/usr/bin")
+
+
+async def test_handlers_run_in_the_order_of_the_events_but_fencing_does_not_wait(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OUT", str(run_dir / "out"))
+    loop = asyncio.get_running_loop()
+    runner = HandlerRunner(loop, CONTEXT, LineLog("r0"))
+    ended: asyncio.Future[int] = loop.create_future()
+    runner.call("first", None, None)
+    runner.call("second", None, ended.set_result)
+    runner.call("fence-peer", None, lambda _status: None)
+    assert [line.partition(",")[0] for line in runner.running()] == ["fence-peer", "first"]
+    assert await asyncio.wait_for(ended, 10) == 0
+    assert (run_dir / "out").read_text().split() == ["fence-peer", "first", "second"]
+    assert runner.running() == []
+
+
+async def test_handlers_that_wait_are_bounded() -> None:
+    loop = asyncio.get_running_loop()
+    runner = HandlerRunner(loop, CONTEXT, LineLog("r0"), seconds=0.2)
+    statuses: list[int] = []
+    for _ in range(handlers.WAITING_MAX + 2):
+        runner.call("hang", None, statuses.append)
+    await asyncio.sleep(0.05)
+    assert statuses == [handlers.NOT_RUN], "one runs, WAITING_MAX wait"
 
 
 # Status files
