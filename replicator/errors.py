@@ -72,6 +72,16 @@ class NoDiskError(ReplicatorError):
     exit_code = 16
 
 
+class WorseThanOutdated(StateRefused):
+    """State-change code -16: data that are Inconsistent, or missing, cannot be Outdated. The exit code
+    is drbdadm's, by which fencing programs tell it from a refusal."""
+
+    exit_code = 5
+
+    def __init__(self, message: str, *, code: int = -16, hint: str = "") -> None:
+        super().__init__(message, code=code, hint=hint)
+
+
 class NoUsableDataError(StateRefused):
     """State-change code -2: needs access to UpToDate data."""
 

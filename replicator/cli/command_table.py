@@ -209,6 +209,13 @@ GROUPS = (
                     Option(("-S", "--stop"), "sector before which it ends", "SECTOR", sectors),
                 ),
             ),
+            Command(
+                "outdate", Takes.VOLUMES, "commands_outdate:outdate",
+                "mark the local data as old, so that this node cannot take over",
+                "What the fence-peer handler of the other node wants to be called. Exit code 0 also "
+                "if they are Outdated already, 5 if they are Inconsistent or there is no disk, 17 if "
+                "this node is Primary, 11 while it is connected. Works without a daemon, too.",
+            ),
             Command("pause-sync", Takes.VOLUMES, "commands_state:pause_sync", "pause the resync"),
             Command(
                 "resume-sync", Takes.VOLUMES, "commands_state:resume_sync",

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocol.states import CONN_SHIFT, DISK_SHIFT, PDSK_SHIFT, Conn, Disk, Role
+from protocol.states import CONN_SHIFT, DISK_SHIFT, Conn, Disk, Role
 from replicator.engine.cluster import SUCCESS
+from replicator.engine.outdating import part
 from replicator.engine.refusals import NEED_UP_TO_DATE, NO_LOCAL_DISK, NO_REMOTE_DISK, refusal, soon
 from replicator.engine.roles import demote, secondary
 from replicator.engine.states import adjust, permitted, possible, valid
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
 
 MASK_CONN = 0x1F << CONN_SHIFT
 MASK_DISK = 0xF << DISK_SHIFT
-MASK_PDSK = 0xF << PDSK_SHIFT
-DISCONNECT_PINGS = 4
 
 
 # --- connection -------------------------------------------------------------------------------
@@ -64,17 +63,10 @@ def disconnect(resource: Resource, force: bool, done: AdminDone) -> None:
             resource.stand_alone()
         _after_generations(resource, done)
         return
-    ended = False
 
-    def answered(code: int | None) -> None:
-        nonlocal ended
-        if ended:
-            return
-        ended = True
-        timer.cancel()
-        if code is not None and code < SUCCESS:
-            volume = next(iter(resource.volumes.values()))
-            done(refusal(volume, code))
+    def agreed(code: int) -> None:
+        if code < SUCCESS:
+            done(refusal(next(iter(resource.volumes.values())), code))
             return
         if not link.closed:
             link.fail(Conn.Disconnecting, "disconnected on request", stand_alone=True)
@@ -83,9 +75,7 @@ def disconnect(resource: Resource, force: bool, done: AdminDone) -> None:
         resource.last_error = ""
         _after_generations(resource, done)
 
-    wait = DISCONNECT_PINGS * resource.settings.net.ping_timeout
-    timer = resource.clock.call_later(wait, lambda: answered(None))
-    resource.cluster.ask_to_disconnect(MASK_CONN, Conn.Disconnecting << CONN_SHIFT, answered)
+    part(resource, agreed)
 
 
 def _after_generations(resource: Resource, done: AdminDone) -> None:

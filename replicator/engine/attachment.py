@@ -229,6 +229,9 @@ class Attachment:
         store, log = volume.store, volume.activity_log_object
         in_use = self._attaching is None
         self._attaching = None
+        if store is not None:
+            # What its flags say last is the state that it is given up in.
+            volume.refresh_superblock(store)
         volume.change(disk=Disk.Failed)
         volume.exchange.send_state()
         if log is not None:

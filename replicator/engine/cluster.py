@@ -26,6 +26,8 @@ from protocol.states import (
     Disk,
     Role,
 )
+from replicator.engine.fencing import needs_outdated_peer
+from replicator.engine.refusals import NO_LOCAL_DISK, NO_REMOTE_DISK, PEER_NOT_OUTDATED
 from replicator.engine.states import (
     REFUSALS,
     adjust,
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
 SUCCESS = 1
 CONCURRENT = -19
 UNSUPPORTED = -17
-NO_LOCAL_DISK, NO_REMOTE_DISK = -4, -5
 
 NOT_THE_PEERS = ROLE_MASK | DISK_MASK << DISK_SHIFT
 """Own role and own disk: no node asks to change the other's, save with a disconnect."""
@@ -195,18 +196,27 @@ class Cluster:
         resource = self._resource
         link = resource.replication.link
         assert link is not None
-        conn = request.val >> CONN_SHIFT & CONN_MASK
-        if conn != Conn.Disconnecting:
-            link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(UNSUPPORTED)))
-            return
-        for volume in resource.volumes.values():
-            try:
-                mask, val = mirror_request(request.mask, request.val)
-                wanted = apply_request(volume.state, mask, val)
-            except ValueError:
-                link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(UNSUPPORTED)))
-                return
-            if wanted.disk is Disk.Outdated and volume.state.disk > Disk.Outdated:
+        code = self._judge_disconnect(request)
+        link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(code)))
+        if code >= SUCCESS:
+            link.fail(Conn.TearDown, "the peer disconnected on its administrator's request")
+
+    def _judge_disconnect(self, request: StateRequest) -> int:
+        """Refuse, or note what will be Outdated afterwards, here or there."""
+        if request.val >> CONN_SHIFT & CONN_MASK != Conn.Disconnecting:
+            return UNSUPPORTED
+        volumes = list(self._resource.volumes.values())
+        try:
+            mask, val = mirror_request(request.mask, request.val)
+            wanted = [apply_request(volume.state, mask, val) for volume in volumes]
+        except ValueError:
+            return UNSUPPORTED
+        for volume, state in zip(volumes, wanted, strict=True):
+            if state.pdsk > Disk.Outdated and needs_outdated_peer(volume):
+                return PEER_NOT_OUTDATED
+        for volume, state in zip(volumes, wanted, strict=True):
+            if state.disk is Disk.Outdated and volume.state.disk > Disk.Outdated:
                 volume.outdate_after_disconnect = True
-        link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(SUCCESS)))
-        link.fail(Conn.TearDown, "the peer disconnected on its administrator's request")
+            if state.pdsk is Disk.Outdated and volume.state.pdsk > Disk.Outdated:
+                volume.change(pdsk=Disk.Outdated)
+        return SUCCESS

@@ -23,6 +23,7 @@ from replicator.engine.states import FENCING
 
 if TYPE_CHECKING:
     from replicator.engine.resource import Resource
+    from replicator.engine.volume import Volume
 
 DONT_CARE, RESOURCE_ONLY, STONITH = FENCING
 
@@ -47,6 +48,12 @@ OUTCOMES: dict[int, Outcome] = {
     PEER_SHOT: Outcome("the peer was shot", Disk.Outdated),
 }
 """By exit status, as for DRBD; with any other the handler has failed."""
+
+
+def needs_outdated_peer(volume: Volume) -> bool:
+    """This Primary would not know what its peer does, were the connection given up as it is."""
+    state, fencing = volume.state, volume.settings.disk.fencing
+    return state.role is Role.Primary and fencing != DONT_CARE and state.pdsk > Disk.Outdated
 
 
 class Fencing:

@@ -22,7 +22,7 @@ from protocol.packets import (
     encode,
 )
 from protocol.states import Conn, Role
-from replicator.engine import admin, new_current, roles, verify_command
+from replicator.engine import admin, new_current, outdating, roles, verify_command
 from replicator.engine.cluster import Cluster
 from replicator.engine.dispatch import dispatch, dispatch_block
 from replicator.engine.establish import Establisher, Sockets
@@ -151,6 +151,9 @@ class Resource:
 
     def verify(self, volume: int, start: int | None, stop: int | None, done: AdminDone) -> None:
         verify_command.verify(self.volumes[volume], start, stop, done)
+
+    def outdate(self, volume: int, done: AdminDone) -> None:
+        outdating.outdate(self.volumes[volume], done)
 
     def pause_sync(self, volume: int, done: AdminDone) -> None:
         admin.pause_sync(self.volumes[volume], True, done)

@@ -122,6 +122,10 @@ def _verify(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
     daemon.engine.verify(args["volume"], args["start"], args["stop"], _finish(reply))
 
 
+def _outdate(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    daemon.engine.outdate(args["volume"], _finish(reply))
+
+
 def _pause_sync(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
     daemon.engine.pause_sync(args["volume"], _finish(reply))
 
@@ -157,6 +161,7 @@ COMMANDS: dict[str, Command] = {
     "verify": Command(
         _verify, {"volume": int, "start": int, "stop": int}, optional=("start", "stop")
     ),
+    "outdate": Command(_outdate, {"volume": int}),
     "pause-sync": Command(_pause_sync, {"volume": int}),
     "resume-sync": Command(_resume_sync, {"volume": int}),
     "suspend-io": Command(_suspend_io, {}),

@@ -1,0 +1,156 @@
+"""Outdated: a copy that is consistent but known to be old, so that nobody takes it for the good one.
+
+Three ways lead there besides the handshake: the command `outdate` (which the other node's fence-peer
+handler gives), a disconnect that leaves a Primary alone under a fencing policy, and fence-peer
+itself (`fencing`).
+Rules:
+1. A copy is outdated only while nobody uses it and no peer keeps it current.
+2. With fencing, a Primary and its peer part only when the peer's copy is Outdated: whoever of them
+   orders the disconnect, the Secondary marks its disk, on stable storage soon after.
+What this file must not know: how a handler is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from protocol.states import (
+    CONN_MASK,
+    CONN_SHIFT,
+    DISK_MASK,
+    DISK_SHIFT,
+    PDSK_SHIFT,
+    Conn,
+    Disk,
+    Role,
+    StateWord,
+)
+from replicator.engine.cluster import SUCCESS
+from replicator.engine.fencing import needs_outdated_peer
+from replicator.engine.refusals import NEED_UP_TO_DATE, refusal
+from replicator.engine.states import adjust, permitted, possible, valid
+from replicator.errors import NoDiskError, WorseThanOutdated
+
+if TYPE_CHECKING:
+    from replicator.engine.resource import Resource
+    from replicator.engine.volume import AdminDone, Volume
+
+PARTING_PINGS = 4
+"""Times ping-timeout that the peer has for its answer to a disconnect."""
+
+Parted = Callable[[int], None]
+"""SUCCESS, or why the peer does not agree."""
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def outdate(volume: Volume, done: AdminDone) -> None:
+    """Mark the local data as old, durably. A peer that is connected is pinged first: the Primary may
+    have lost the link, and be asking for this, before this node has noticed."""
+    resource = volume.resource
+    link = resource.replication.link
+    if volume.state.conn < Conn.Connected or link is None or volume.state.role is Role.Primary:
+        resource.soon(lambda: _outdate_now(volume, done))
+        return
+    went_on = False
+
+    def go_on() -> None:
+        nonlocal went_on
+        if not went_on:
+            went_on = True
+            timer.cancel()
+            _outdate_now(volume, done)
+
+    timer = resource.clock.call_later(2 * resource.settings.net.ping_timeout + 0.1, go_on)
+    link.ping(go_on)
+
+
+def _outdate_now(volume: Volume, done: AdminDone) -> None:
+    old = volume.state
+    if old.disk is Disk.Outdated:
+        done(None)
+        return
+    if old.disk < Disk.Outdated and old.disk not in (Disk.Attaching, Disk.Negotiating):
+        done(
+            WorseThanOutdated(
+                f"{volume.name}: State change failed: (-16) Disk state is lower than outdated "
+                f"(it is {old.disk.name})"
+            )
+        )
+        return
+    code = NEED_UP_TO_DATE if old.role is Role.Primary else _code(old)
+    if code:
+        done(refusal(volume, code))
+        return
+    volume.change(disk=Disk.Outdated)
+
+    def stable(errno: int) -> None:
+        done(NoDiskError(f"{volume.name}: the metadata could not be written") if errno else None)
+
+    volume.write_superblock(stable)
+
+
+def _code(old: StateWord) -> int:
+    new = adjust(old._replace(disk=Disk.Outdated), old=old)
+    return possible(old, new) or valid(new, old=old) or permitted(old, new)
+
+
+# --- parting ----------------------------------------------------------------------------------
+
+
+def part(resource: Resource, then: Parted) -> None:
+    """Get the peer's consent to a disconnect, with what has to be Outdated afterwards noted; the
+    caller then ends the connection. then() comes also if the peer does not answer."""
+    volumes = resource.volumes.values()
+    if any(needs_outdated_peer(volume) for volume in volumes):
+        mask, val = DISK_MASK << PDSK_SHIFT, Disk.Outdated << PDSK_SHIFT
+        _ask(resource, mask, val, lambda code: _peer_agreed(resource, code, then))
+    else:
+        _ask(resource, 0, 0, lambda code: _peer_answered(resource, code, then))
+
+
+def _ask(resource: Resource, mask: int, val: int, answer: Parted) -> None:
+    """Ask for a disconnect; no answer within some pings counts as consent."""
+    answered = False
+
+    def once(code: int | None) -> None:
+        nonlocal answered
+        if not answered:
+            answered = True
+            timer.cancel()
+            answer(SUCCESS if code is None else code)
+
+    wait = PARTING_PINGS * resource.settings.net.ping_timeout
+    timer = resource.clock.call_later(wait, lambda: once(None))
+    mask |= CONN_MASK << CONN_SHIFT
+    resource.cluster.ask_to_disconnect(mask, val | Conn.Disconnecting << CONN_SHIFT, once)
+
+
+def _peer_agreed(resource: Resource, code: int, then: Parted) -> None:
+    link = resource.replication.link
+    if code >= SUCCESS and link is not None and not link.closed:
+        for volume in resource.volumes.values():
+            if needs_outdated_peer(volume):
+                volume.change(pdsk=Disk.Outdated)
+    then(code)
+
+
+def _peer_answered(resource: Resource, code: int, then: Parted) -> None:
+    """A Primary with a fencing policy refuses at first: it wants this copy to be Outdated."""
+    better = [v for v in resource.volumes.values() if v.state.disk > Disk.Outdated]
+    if code >= SUCCESS or resource.role is Role.Primary:
+        then(code)
+        return
+    if not better:
+        then(SUCCESS)  # there is nothing here that could be taken for good data
+        return
+
+    def agreed(code: int) -> None:
+        if code >= SUCCESS:
+            for volume in better:
+                volume.outdate_after_disconnect = True
+        then(code)
+
+    _ask(resource, DISK_MASK << DISK_SHIFT, Disk.Outdated << DISK_SHIFT, agreed)
