@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from tests.simulation.disk_histories import DiskHistory
+from tests.simulation.harsh_histories import HarshHistory
 from tests.simulation.histories import Act, History
 
-KINDS: dict[str, type[History]] = {"link": History, "disk": DiskHistory}
-"""Kinds of histories: faults of nodes and links, or of disks and orders as well."""
+KINDS: dict[str, type[History]] = {"link": History, "disk": DiskHistory, "harsh": HarshHistory}
+"""Kinds of histories: faults of nodes and links; of disks and orders as well; at their worst."""
 
 BATCH = 10
 """Seeds that one process plays before it reports."""

@@ -404,6 +404,8 @@ class DiskHistory(History):
 
     def check(self) -> None:
         problems = list(self.complaints)
+        if self.guard is not None:
+            problems += self.guard.counters.left_when_idle()
         for number, account in enumerate(self.accounts):
             alice, bob = self.nodes
             problems += account.violations("alice", alice.media[number])

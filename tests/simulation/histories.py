@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.errors import ReplicatorError
+from tests.simulation.checkers.guard import Guard
 from tests.simulation.medium import Medium
 from tests.simulation.pair import MIB, Node, Pair, differing_blocks
 
@@ -160,10 +161,12 @@ class History:
         self.discarded: str | None = None
         """The node whose changes the administrator has given up."""
         self.number = 0
+        self.guard: Guard | None = None
 
     # --- the play -----------------------------------------------------------------------------
 
     def run(self) -> None:
+        self.guard = Guard(self.pair)
         if self.rng.random() < 0.05:
             self.pair.up_synced()
         else:
@@ -173,6 +176,7 @@ class History:
             self.rng = random.Random(act.seed)
             self._note(act.name)
             getattr(self, f"_{act.name}")()
+            self.guard.look()
             self._note_current()
         self.rng = random.Random(self.seed)
         self.heal()
@@ -294,6 +298,8 @@ class History:
             self.current &= {node.name}
         self._note(f"  {node.name}")
         how(node)
+        if self.guard is not None:
+            self.guard.look()
 
     def _start(self) -> None:
         down = [n for n in self.nodes if n.resource is None]
@@ -313,6 +319,7 @@ class History:
             # What was lost on the way stays lost: the connections of that time are of no use.
             self.pair.network.cut = set()
             self.pair.network.break_all()
+            self._alone()
 
     def _break_connections(self) -> None:
         self.pair.network.break_all()
@@ -349,8 +356,9 @@ class History:
         node = self.rng.choice(running)
         if node.r.role is Role.Primary:
             return
-        if self.protocol != "C" and self._primary() is not None:
-            return  # what that one completes before it sees that it is alone may be lost with it
+        lost = self._primary() is not None or node.name not in self.current
+        if self.protocol != "C" and lost:
+            return  # what a Primary completes before it sees that it is alone may be lost with it
         self._note(f"  {node.name}")
         before = set(self.current)
         self._try(node.primary)
@@ -412,6 +420,8 @@ class History:
         problems = self.account.violations("alice", alice.media[0])
         if differing := differing_blocks(alice, bob):
             problems.append(f"{len(differing)} blocks differ, the first is {differing[0]}")
+        if self.guard is not None:
+            problems += self.guard.counters.left_when_idle()
         for node in self.nodes:
             bitmap = node.volume().bitmap
             assert bitmap is not None

@@ -40,12 +40,12 @@ class Medium:
     @property
     def current(self) -> Image:
         """What a read returns now."""
-        return Image(self, self._current_page)
+        return Image(self, self.current_page)
 
     @property
     def stable(self) -> Image:
         """What is there after a power loss at its worst: nothing that was not flushed."""
-        return Image(self, self._stable_page)
+        return Image(self, self.stable_page)
 
     @property
     def unflushed(self) -> set[int]:
@@ -58,15 +58,19 @@ class Medium:
             if mask >> sector & 1
         }
 
+    def unflushed_pages(self) -> set[int]:
+        """Pages with such sectors."""
+        return set().union(*self._layers)
+
     def read(self, offset: int, length: int) -> bytes:
         if self.pages.keys().isdisjoint(pages_of(offset, length)):
             return bytes(length)
-        return self._join(self._current_page, offset, length)
+        return self._join(self.current_page, offset, length)
 
-    def _current_page(self, page: int) -> bytes:
+    def current_page(self, page: int) -> bytes:
         return self.pages.get(page, ZERO_PAGE)
 
-    def _stable_page(self, page: int) -> bytes:
+    def stable_page(self, page: int) -> bytes:
         content = self.pages.get(page, ZERO_PAGE)
         for layer in reversed(self._layers):
             if page in layer:

@@ -35,6 +35,8 @@ class Clock:
         self._queue: list[tuple[float, int, Timer]] = []
         self._order = itertools.count()
         self.steps = 0
+        self.after_step: Callable[[], None] | None = None
+        """Called after every event: a checker looks at the world."""
 
     def now(self) -> float:
         return self.time
@@ -59,6 +61,8 @@ class Clock:
                 raise AssertionError(f"no end after {MAX_STEPS} events")
             action, timer.action = timer.action, None
             action()
+            if self.after_step is not None:
+                self.after_step()
             return True
         return False
 
@@ -151,7 +155,7 @@ class Disk:
         self, offset: int, length: int, done: Callable[[int, bytes], None]
     ) -> None:
         def loaded(error: int, data: bytes) -> None:
-            hole = self.tells_holes and not any(data)
+            hole = self.tells_holes and data == bytes(length)
             done(error, b"" if hole else data)
 
         self.read(offset, length, loaded)

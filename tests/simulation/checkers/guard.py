@@ -1,0 +1,51 @@
+"""The guard of one history: all its checkers: when each of them looks, and what becomes of what they find.
+
+What this file must not know: what is right or wrong; each checker says that.
+"""
+
+from __future__ import annotations
+
+from tests.simulation.checkers.counters import Counters
+from tests.simulation.checkers.coverage_of_differences import Differences
+from tests.simulation.pair import Pair
+
+EVERY = 13
+"""Events between two looks. Each costs as much as several events; a campaign of many histories sees
+more with this than one of few that looks after each event."""
+COUNTERS_EVERY = 5
+"""Looks between two at the counters: a whole status is made for each."""
+
+
+class Violation(AssertionError):
+    """Something that must never be false was."""
+
+
+class Guard:
+    """Looks at a pair while it runs. every: events between two looks."""
+
+    def __init__(self, pair: Pair, every: int = EVERY) -> None:
+        self._pair = pair
+        self._every = every
+        self._left = every
+        self.looks = 0
+        self.differences = [Differences(pair, n) for n in range(len(pair.alice.media))]
+        self.counters = Counters(pair)
+        pair.clock.after_step = self._after_step
+
+    def _after_step(self) -> None:
+        self._left -= 1
+        if self._left <= 0:
+            self._left = self._every
+            self.look()
+
+    def look(self) -> None:
+        """Raises Violation with everything that is wrong now."""
+        self.looks += 1
+        found = [words for one in self.differences for words in one.violations()]
+        if self.looks % COUNTERS_EVERY == 0:
+            found += self.counters.violations()
+        self.report(found)
+
+    def report(self, found: list[str]) -> None:
+        if found:
+            raise Violation("\n".join(found))
