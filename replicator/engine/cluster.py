@@ -114,6 +114,14 @@ class Cluster:
         asked.answer(reply.retcode)
         self._next()
 
+    def asks_for(self, volume: Volume, conn: Conn) -> bool:
+        """Whether the peer has just been asked to let this volume go to that connection state."""
+        asked = self._asked
+        if asked is None or asked.command is not Command.STATE_CHG_REQ:
+            return False
+        wanted = asked.request.val >> CONN_SHIFT & CONN_MASK
+        return asked.volume == volume.number and wanted == conn
+
     def overdue(self, now: float, limit: float) -> str:
         """A question that the peer has not answered for longer than `limit` seconds, or ""."""
         if self._asked is None or now - self._asked.since <= limit:

@@ -547,10 +547,14 @@ class Exchange:
             return  # given up while this was on its way; the source hears of it
         if conn in (Conn.WFSyncUUID, Conn.Behind):
             self._adopt(packet.uuid)
-        elif conn in (Conn.WFBitMapT, Conn.StartingSyncT):
+        elif conn in (Conn.WFBitMapT, Conn.StartingSyncT) or self._asks_for_full_sync():
             self._early_uuid = packet.uuid
         else:
             raise WireError(f"SYNC_UUID while {conn.name}: expected only when becoming sync target")
+
+    def _asks_for_full_sync(self) -> bool:
+        """The peer's consent takes the other socket: the name of the resync may overtake it."""
+        return self._volume.resource.cluster.asks_for(self._volume, Conn.StartingSyncT)
 
     def _adopt(self, uuid: int) -> None:
         self._early_uuid = None

@@ -93,3 +93,15 @@ def test_a_disconnect_right_after_the_connection_is_made_is_no_offence(seed):
     pair.run(1)
     assert bob.is_(Conn.StandAlone)
     assert not [line for line in pair.lines if "ProtocolError" in line]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_name_of_a_full_sync_may_overtake_the_consent_to_it(seed):
+    pair = Pair(seed)
+    pair.up_synced()
+    pair.network.base_latency = 0.004
+    for disk in (*pair.alice.disks, *pair.bob.disks):
+        disk.delay = 0.00001
+    pair.bob.do(lambda done: pair.bob.r.invalidate(0, done))
+    pair.settle()
+    assert not [line for line in pair.lines if "ProtocolError" in line]
