@@ -2,8 +2,10 @@
 of its own, disks that hang, connections that are lost in part or in the middle of a packet, clocks
 that jump, outages of both nodes, and clusters that promote whoever is left.
 
-The same account as in `disk_histories`. New here is also that a copy is looked at when it is
-promoted, not only at the end, and that two sound nodes may never accuse each other.
+The same account as in `disk_histories`, and more of it. A copy is looked at when it is promoted, not
+only at the end: under protocol C it has all that was completed when the Primary died, under any
+protocol no write that was made after a flush without all that came before that flush. FUA is a
+promise like a flush. And two sound nodes may never accuse each other.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.errors import ReplicatorError
 from tests.simulation import disk_histories, histories
 from tests.simulation.disk_histories import DiskHistory
-from tests.simulation.histories import SIZE, Act
+from tests.simulation.histories import SIZE, Account, Act
 from tests.simulation.pair import FLEXIBLE, INTERNAL, MIB, Node, Pair
 from tests.simulation.strikes import MEETING, PARTING, WRITING, Watch
 
@@ -97,6 +99,11 @@ class HarshHistory(DiskHistory):
         self.hot = [hot, hot, hot + 1, hot + 2, *(rng.randrange(self.blocks) for _ in range(4))]
         """Blocks that half of all requests go to."""
         self.watch = Watch(self.pair)
+        self.flushes: list[list[tuple[int, dict[int, int]]]] = [[] for _ in self.accounts]
+        """By volume, of flushes under the present Primary: the number of the last write before it
+        was answered, and what it has promised."""
+        self.completed: list[dict[int, int]] = []
+        """By volume: what the Primary had completed when it died, under eyes of a peer that lives."""
         self.bad_disk: random.Random | None = None
         """Disks that are opened now fail now and then."""
         self.pair.opened = self._opened
@@ -116,19 +123,38 @@ class HarshHistory(DiskHistory):
             if self.protocol != "C":
                 return
             self.ambiguous = True
-        before = self._primaries()
         super()._fail_over()
-        for node in self._primaries():
-            if node not in before and node.name in self.current:
-                self._check_copy(node)
 
-    def _check_copy(self, node: Node) -> None:
-        """This node has been made Primary as one that has everything: has it?"""
-        for number, account in enumerate(self.accounts):
-            if self.split or node.volume(number).state.disk is not Disk.UpToDate:
-                continue
-            found = account.violations(node.name, node.media[number])
-            self.complaints += [f"{node.name} promoted: {words}" for words in found]
+    def _try(self, call: Callable[[], None]) -> None:
+        """Whatever is ordered: if it makes a node Primary, that is a moment to look."""
+        before = self._primaries()
+        super()._try(call)
+        for node in self._primaries():
+            if node not in before:
+                self._promoted(node)
+
+    def _promoted(self, node: Node) -> None:
+        """Has it all that it must have, if it has been in touch with everything promised?"""
+        if not self.split and node.name in self.current:
+            for number, account in enumerate(self.accounts):
+                if node.volume(number).state.disk is Disk.UpToDate:
+                    self._check_copy(node, number, account)
+        for flushes in self.flushes:
+            flushes.clear()
+
+    def _check_copy(self, node: Node, number: int, account: Account) -> None:
+        medium = node.media[number]
+        must = Account()
+        must.writes = account.writes
+        must.flushed(account.floor[node.name], {node.name})
+        for completed in self.completed[number : number + 1]:
+            must.flushed(completed, {node.name})
+        shown = [int.from_bytes(medium.read(s * 512, 8), "little") for s in account.writes]
+        for last, promised in self.flushes[number]:
+            if max(shown, default=0) > last:
+                must.flushed(promised, {node.name})
+        found = must.violations(node.name, medium)
+        self.complaints += [f"{node.name} promoted: {words}" for words in found]
 
     def _mend(self) -> None:
         if self._interrupted:
@@ -148,9 +174,51 @@ class HarshHistory(DiskHistory):
     def _put(self, volume: int, sectors: range, primary: Node) -> None:
         self.number += 1
         data = self.number.to_bytes(8, "little") * (64 * len(sectors))
+        fua = self.rng.random() < 0.1
         done = self._submitted(primary, volume, sectors, self.number)
-        fua = self.rng.random() < 0.05
+        if fua:
+            done = self._promising(primary, volume, sectors, self.number, done)
         primary.volume(volume).write(sectors.start * 512, data, fua, done)
+
+    def _promising(
+        self, primary: Node, volume: int, sectors: range, number: int, done: Callable[[int], None]
+    ) -> Callable[[int], None]:
+        """The end of a request with FUA: as that of a flush, for these sectors."""
+        account = self.accounts[volume]
+
+        def ended(error: int) -> None:
+            done(error)
+            if not error:
+                holders = self._holders(primary)
+                if self.protocol != "C" and primary.name in holders:
+                    holders = {primary.name}
+                account.flushed({s: account.writes[s].index(number) for s in sectors}, holders)
+                self._alone()
+
+        return ended
+
+    def _flush(self) -> None:
+        """As ever; besides, no copy may show what is written from here on without what was flushed."""
+        primary = self._primary()
+        if primary is None:
+            return
+        volume = self.rng.randrange(self.volumes)
+        account = self.accounts[volume]
+        promised = account.before_flush(primary.name)
+
+        def done(error: int) -> None:
+            if error:
+                account.forget_completions(primary.name)
+                return
+            holders = self._holders(primary)
+            if self.protocol != "C" and primary.name in holders:
+                holders = {primary.name}
+            account.flushed(promised, holders)
+            self.flushes[volume].append((self.number, promised))
+            self._alone()
+
+        primary.volume(volume).flush(done)
+        self.pair.run(self.rng.choice((0.0, 0.001, 0.01, 0.1)))
 
     def _write(self, primary: Node) -> None:
         self._put(*self._place(), primary)
@@ -240,15 +308,18 @@ class HarshHistory(DiskHistory):
         """The Primary's node fails, and what manages the cluster promotes the other one."""
         primary = self._primary()
         if primary is not None:
+            self._alone()
+            other = self.pair.bob if primary is self.pair.alice else self.pair.alice
+            if self.protocol == "C" and other.name in self.current:
+                # It lives on, so it needs no flush to have all that was completed.
+                self.completed = [a.before_flush(primary.name) for a in self.accounts]
             self._end_of(primary, self.rng.choice((Node.kill, Node.power_loss)))
             self.pair.run(self.rng.choice((0.0, 0.01, 3.0)))
         others = [n for n in self.nodes if n.resource is not None]
-        if not others or self._primaries():
-            return
-        if others[0].name in self.current:
-            self._fail_over()
-        else:
-            self._promote_wrongly()
+        if others and not self._primaries():
+            promote = others[0].name in self.current
+            (self._fail_over if promote else self._promote_wrongly)()
+        self.completed = []
         self._work()
         self.pair.run(self.rng.choice((0.0, 0.01, 1.0)))
         self._alone()
