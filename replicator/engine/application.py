@@ -439,9 +439,11 @@ class Application:
         write.done(errno)
 
     def _finish(self, write: Write) -> None:
-        """Local disk and peer are both done with it: mark what only one of them has."""
+        """Local disk and peer are both done with it: mark what the peer may not have. What the local
+        disk has not was marked when it failed, or by the peer while there was none; since then a
+        resync may have copied it."""
         volume = self._volume
-        if write.local is not Part.OK or write.net is not Part.OK:
+        if write.net is not Part.OK:
             volume.mark_out_of_sync(write.sector, write.nsectors)
         if write.al is not None:
             log, first, last = write.al

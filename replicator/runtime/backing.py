@@ -123,7 +123,8 @@ class Backings:
         if closing is None:
             return
         try:
-            await asyncio.wait_for(closing.wait(), CLOSE_SECONDS)
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await closing.wait()
         except TimeoutError:
             raise NoDiskError(
                 f"{path}: I/O from before the last detach has not ended after {CLOSE_SECONDS:g} s",

@@ -297,7 +297,8 @@ class ResourceDaemon:
 
         start(done)
         try:
-            error = await asyncio.wait_for(answer, seconds)
+            async with asyncio.timeout(seconds):
+                error = await answer
         except TimeoutError:
             raise DaemonError(f"{self.name}: {what} did not finish within {seconds:g} s") from None
         if error is not None:

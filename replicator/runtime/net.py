@@ -337,7 +337,8 @@ class _Dial:
 
     async def _run(self) -> None:
         try:
-            await asyncio.wait_for(self._connect(), self._timeout)
+            async with asyncio.timeout(self._timeout):
+                await self._connect()
         except TimeoutError:
             self._answer(None, f"no answer from {self._network.peer} within {self._timeout:g} s")
         except OSError as error:

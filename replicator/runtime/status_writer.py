@@ -39,7 +39,10 @@ class StatusWriter:
         while True:
             await self.write_now()
             try:
-                await asyncio.wait_for(self._changed.wait(), LONGEST_SECONDS)
+                # Not wait_for: a cancellation that comes together with a change would be lost, and
+                # whoever ends this waits for ever.
+                async with asyncio.timeout(LONGEST_SECONDS):
+                    await self._changed.wait()
                 await asyncio.sleep(SETTLE_SECONDS)
             except TimeoutError:
                 pass

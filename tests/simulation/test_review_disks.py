@@ -359,6 +359,20 @@ def test_a_write_under_way_for_a_diskless_primary_is_copied_to_the_disk_that_it_
     assert pair.alice.data()[8192:12288] == b"w" * 4096
 
 
+def test_what_was_written_without_a_disk_is_not_marked_again_after_it_was_copied_to_one():
+    """Its epoch ends later than a short resync does."""
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.run(0.1)
+    pair.alice.volume().write(8192, b"w" * 4096, False, lambda _errno: None)
+    attach(pair.alice)
+    pair.run_until(lambda: pair.alice.is_(Conn.Connected, disk=Disk.UpToDate))
+    pair.run(2)
+    assert [node.volume().bitmap.weight for node in (pair.alice, pair.bob)] == [0, 0]
+    assert pair.alice.data()[8192:12288] == b"w" * 4096
+
+
 def test_resync_data_that_an_application_has_overtaken_is_not_written():
     """A Primary whose own copy is the target writes where it has asked for the source's data."""
     pair = Pair()

@@ -19,6 +19,7 @@ from replicator.runtime.daemon_setup import DaemonOptions
 from replicator.runtime.handlers import HandlerContext, HandlerRunner
 from replicator.runtime.log import LineLog
 from replicator.runtime.paths import RunFiles
+from replicator.runtime.status_writer import StatusWriter
 
 
 def snapshot(name: str = "r0", minor: int = 0) -> ResourceSnapshot:
@@ -340,6 +341,22 @@ async def test_handlers_that_wait_are_bounded() -> None:
 
 
 # Status files
+
+
+async def test_the_status_writer_ends_also_when_a_change_comes_with_the_order_to_end(
+    run_dir: Path,
+) -> None:
+    """A daemon that was told to go down while its state changed never ended."""
+    os.close(lock.acquire(RunFiles(str(run_dir), "r0")))
+    writer = StatusWriter(str(run_dir), snapshot, LineLog("r0"))
+    task = asyncio.create_task(writer.run())
+    await asyncio.sleep(0.2)
+    writer.changed()
+    await asyncio.sleep(0)
+    task.cancel()
+    _, still_running = await asyncio.wait({task}, timeout=2)
+    task.cancel()
+    assert not still_running
 
 
 def test_the_status_text_has_only_resources_whose_daemon_lives(run_dir: Path) -> None:
