@@ -8,10 +8,8 @@ refuses every open, also for reading: there would be no telling how old the data
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
-import signal
 import socket
 import sys
 import threading
@@ -19,7 +17,6 @@ from collections.abc import Callable
 from typing import NamedTuple, NoReturn
 
 import nbdkit
-import uvloop
 
 from nbd_plugin import refusals, thread_states
 from nbd_plugin.bridge import SECTOR, Bridge
@@ -30,14 +27,14 @@ from replicator.errors import ReplicatorError, StateRefused
 from replicator.runtime import hardening
 from replicator.runtime.daemon import ResourceDaemon
 from replicator.runtime.daemon_setup import DaemonOptions, DaemonSetup, prepare
+from replicator.runtime.end_signals import EndSignals
 from replicator.runtime.engine_api import EngineVolume
+from replicator.runtime.turns import TurnLoop
 
 API_VERSION = 2
 
 PREFERRED_BLOCK = 4096
 MAXIMUM_BLOCK = 32 << 20
-
-END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 END_SECONDS = 60.0
 """At the end of the process: for the daemon's own, shorter limits."""
@@ -59,7 +56,7 @@ class Host:
 
     def __init__(self, setup: DaemonSetup) -> None:
         self._setup = setup
-        self._loop = uvloop.new_event_loop()
+        self._loop = TurnLoop()
         self._started = threading.Event()
         self._serving = True
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -73,27 +70,12 @@ class Host:
     def start(self) -> None:
         """Start the daemon and wait until it is ready. Raises its error."""
         self._not_protected = hardening.protect_process()
-        self._catch_signals()
+        # Heard by the loop, not by nbdkit: that would wait for every client to go away by itself.
+        self._signals = EndSignals()
         self._thread.start()
         self._started.wait(READY_SECONDS)
         if self.error is not None:
             raise self.error
-
-    def _catch_signals(self) -> None:
-        """Hear the signals that end a process in the loop, not in nbdkit: that would wait for every
-        client to go away by itself. The main thread never runs Python code again, but the C part
-        of Python's handler writes to the wake-up descriptor."""
-        self._signals, wakeup = socket.socketpair()
-        self._signals.setblocking(False)
-        wakeup.setblocking(False)
-        signal.set_wakeup_fd(wakeup.detach(), warn_on_full_buffer=False)
-        for number in END_SIGNALS:
-            signal.signal(number, lambda number, frame: None)
-
-    def _signalled(self) -> None:
-        received = self._signals.recv(64)
-        if self.daemon is not None and any(number in END_SIGNALS for number in received):
-            self.daemon.request_stop()
 
     def end(self) -> None:
         """Ask the daemon to end in order and wait a bounded time."""
@@ -154,8 +136,7 @@ class Host:
 
     def _run(self) -> None:
         try:
-            with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-                runner.run(self._main())
+            self._loop.run_turns(self._main())
         except ReplicatorError as error:
             self.error = error
         finally:
@@ -174,7 +155,7 @@ class Host:
         )
         for problem in self._not_protected:
             self.daemon.log.log("info", f"not protected: {problem}")
-        self._loop.add_reader(self._signals, self._signalled)
+        self._signals.listen(self._loop, self.daemon.request_stop)
         await self.daemon.run()
         if self.daemon.failure:
             # nbdkit would end with success and the starter of the process would believe it.

@@ -15,13 +15,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
-
-import uvloop
 
 from replicator.config.settings import to_settings
 from replicator.engine.snapshot import ResourceSnapshot
@@ -31,11 +28,13 @@ from replicator.runtime.backing import Backings
 from replicator.runtime.clock import LoopClock, SystemEntropy
 from replicator.runtime.control_server import ControlServer
 from replicator.runtime.daemon_setup import NO_FRONTEND, DaemonOptions, DaemonSetup, prepare
+from replicator.runtime.end_signals import EndSignals
 from replicator.runtime.engine_api import AdminDone, MakeResource, RuntimePorts, make_resource
 from replicator.runtime.handlers import HandlerContext, HandlerRunner
 from replicator.runtime.log import LineLog
 from replicator.runtime.net import Endpoint, TcpNetwork
 from replicator.runtime.status_writer import StatusWriter
+from replicator.runtime.turns import TurnLoop
 
 ATTACH_SECONDS = 300.0
 """Reading the bitmap of a very large volume from a slow disk takes its time."""
@@ -364,14 +363,14 @@ def run_alone(options: DaemonOptions, make_front_end: MakeFrontEnd | None = None
         print(f"replicator: {error}", file=sys.stderr)
         return error.exit_code
     failed = hardening.protect_process()
+    signals = EndSignals()
+    loop = TurnLoop()
 
     async def main() -> int:
-        loop = asyncio.get_running_loop()
         daemon = ResourceDaemon(setup, loop)
         for problem in failed:
             daemon.log.log("info", f"not protected: {problem}")
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
-            loop.add_signal_handler(number, daemon.request_stop)
+        signals.listen(loop, daemon.request_stop)
         try:
             if make_front_end is not None:
                 daemon.serve_by(make_front_end(setup, daemon))
@@ -385,8 +384,7 @@ def run_alone(options: DaemonOptions, make_front_end: MakeFrontEnd | None = None
             return error.exit_code
         return 1 if daemon.failure else 0
 
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(main())
+    return loop.run_turns(main())
 
 
 def main(arguments: list[str], make_front_end: MakeFrontEnd | None = None) -> int:

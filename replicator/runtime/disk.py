@@ -1,8 +1,9 @@
 """FileDisk: a backing file or block device as the engine's Disk port, on a few threads of its own.
 
 Rules:
-1. The loop never blocks: blocking calls run on lane threads; only a read that the page cache can
-   answer at once (RWF_NOWAIT) is done in the caller's thread.
+1. The loop never blocks: blocking calls run on lane threads. Only what the page cache can answer at
+   once is done without: reads by RWF_NOWAIT, and small writes between two turns of a TurnLoop, which
+   goes on without them if they take long after all.
 2. Work moves in batches: what one loop iteration submits is handed over together, and what has
    completed meanwhile comes back with one wake-up of the loop. No Future or Task per request.
 3. `done` is never called from inside the call it was given to, and always on the loop's thread.
@@ -28,11 +29,22 @@ from queue import SimpleQueue
 
 from replicator.engine.ports import Buffer, Done, ReadDone
 from replicator.runtime import disk_ops
+from replicator.runtime.turns import TurnLoop
 
 READ_THREADS = 2
 
 INLINE_READ_MAX = 64 * 1024
 """Bytes; a longer read is copied on a thread, so as not to hold up the loop."""
+
+INLINE_WRITE_MAX = 64 * 1024
+INLINE_BATCH_MAX = 512 * 1024
+"""Bytes of one write, and of all writes between two turns; what is larger goes to a thread."""
+
+SLOW_SECONDS = 0.005
+"""Writes between two turns that have taken so long are continued on a thread, and so are all that
+come within the next REST_SECONDS: the disk, or the page cache, has reasons to be slow."""
+
+REST_SECONDS = 1.0
 
 BATCH_SECONDS = 0.001
 """A lane thread reports what it has completed at least this often while it works off a batch."""
@@ -51,6 +63,7 @@ class DiskCounters:
     reads: int = 0
     reads_inline: int = 0
     writes: int = 0
+    writes_inline: int = 0
     durable_writes: int = 0
     flushes: int = 0
     syncs: int = 0
@@ -60,6 +73,10 @@ class DiskCounters:
     errors: int = 0
     bytes_read: int = 0
     bytes_written: int = 0
+
+
+_Write = tuple[int, Buffer, Done]
+"""Offset, data, completion."""
 
 
 @dataclass(slots=True)
@@ -139,6 +156,12 @@ class FileDisk:
         self._fd = fd
         self._block_device = block_device
         self._inline_reads = True
+        self._turns = loop if isinstance(loop, TurnLoop) else None
+        self._inline_writes: list[_Write] = []
+        self._inline_bytes = 0
+        self._between_turns = False
+        """A call between two turns is due or under way."""
+        self._rest_until = 0.0
         self.allocated = not block_device and os.fstat(fd).st_blocks * 512 >= size > 0
         self._tells_holes = not block_device and disk_ops.tells_holes(fd)
         self._unsynced = True
@@ -191,8 +214,13 @@ class FileDisk:
             self._complete_later(partial(done, problem))
             return
         self.counters.writes += 1
-        self.counters.bytes_written += len(data)
-        self._submit("write", partial(self._do_write, offset, data, done))
+        length = len(data)
+        self.counters.bytes_written += length
+        if length <= INLINE_WRITE_MAX and self._may_write_inline(length):
+            self._inline_writes.append((offset, data, done))
+            self._inline_bytes += length
+        else:
+            self._submit("write", partial(self._do_write, offset, data, done))
 
     def write_durable(self, offset: int, data: Buffer, done: Done) -> None:
         if problem := self._refusal(offset, len(data), errno.ENOSPC):
@@ -248,6 +276,10 @@ class FileDisk:
             return
         self._dispatch()
         self._stopped = True
+        if not self._between_turns:
+            self._stop_lanes()
+
+    def _stop_lanes(self) -> None:
         for lane in self._lanes.values():
             lane.stop()
 
@@ -259,6 +291,52 @@ class FileDisk:
         for thread in threads:
             thread.join(share)
         return not any(thread.is_alive() for thread in threads)
+
+    # Writes between two turns of the loop.
+
+    def _may_write_inline(self, length: int) -> bool:
+        """Whether a write can join those between this turn and the next. Ends with such a call due."""
+        turns = self._turns
+        if turns is None or not turns.taking_turns:
+            return False
+        if self._inline_writes:
+            return self._inline_bytes + length <= INLINE_BATCH_MAX
+        if self._between_turns or turns.time() < self._rest_until:
+            return False
+        self._between_turns = True
+        turns.between_turns(self._write_inline, self._written_inline)
+        return True
+
+    def _write_inline(self) -> tuple[list[Completion], list[_Write], float]:
+        """Between two turns: write as long as it is quick. Completions, what is left, seconds."""
+        writes, self._inline_writes = self._inline_writes, []
+        self._inline_bytes = 0
+        completions: list[Completion] = []
+        started = time.monotonic()
+        taken = 0.0
+        for offset, data, done in writes:
+            completions.append(partial(done, self._write_now(offset, data)))
+            taken = time.monotonic() - started
+            if taken > SLOW_SECONDS:
+                break
+        count = len(completions)
+        self.counters.writes_inline += count
+        return completions, writes[count:], taken
+
+    def _written_inline(self, outcome: tuple[list[Completion], list[_Write], float]) -> None:
+        """Back on the loop."""
+        completions, left, taken = outcome
+        self._between_turns = False
+        if taken > SLOW_SECONDS:
+            self._rest_until = self._loop.time() + REST_SECONDS
+        for offset, data, done in left:
+            self._batches["write"].append(partial(self._do_write, offset, data, done))
+        if left:
+            self._dispatch()
+        if self._stopped:
+            self._stop_lanes()
+        self._completions.extend(completions)
+        self._deliver()
 
     # Submitting, on the loop's thread.
 

@@ -22,6 +22,7 @@ MCL_ONFAULT = 4
 M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
+M_ARENA_MAX = -8
 KEPT_MEMORY = 64 << 20
 """Bytes of freed memory that are not given back. With the C library's own limits every large request
 would get fresh pages from the kernel and return them: a page fault for each 4 KiB that it carries."""
@@ -58,6 +59,8 @@ def protect_process() -> list[str]:
 def _keep_memory(libc: ctypes.CDLL) -> None:
     """A matter of speed; a C library that has no such call does without."""
     if hasattr(libc, "mallopt"):
+        # The other limits hold for the first arena only: let all threads use that.
+        libc.mallopt(M_ARENA_MAX, 1)
         libc.mallopt(M_TRIM_THRESHOLD, KEPT_MEMORY)
         libc.mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT)
         libc.mallopt(M_TOP_PAD, HEAP_STEP)
