@@ -37,6 +37,11 @@ _DISCARD_LOCAL, _DISCARD_REMOTE = 5, 6
 _MIRRORED = {_DISCARD_LOCAL: _DISCARD_REMOTE, _DISCARD_REMOTE: _DISCARD_LOCAL}
 
 
+def mirrored_policy(code: int) -> int:
+    """The after-sb code of the peer as this node has to read it: its "local" is our "remote"."""
+    return _MIRRORED.get(code, code)
+
+
 def compare_protocol(own: ProtocolParams, peer: ProtocolParams) -> str | None:
     """What makes the two P_PROTOCOL packets incompatible, the first difference found, or None."""
     if own.protocol != peer.protocol:
@@ -48,8 +53,7 @@ def compare_protocol(own: ProtocolParams, peer: ProtocolParams) -> str | None:
         ("after-sb-2pri", own.after_sb_2p, peer.after_sb_2p),
     )
     for option, mine_code, peer_code in policies:
-        # What is "local" to the peer is "remote" to us.
-        if mine_code != _MIRRORED.get(peer_code, peer_code):
+        if mine_code != mirrored_policy(peer_code):
             return _differs(option, _policy(mine_code), _policy(peer_code))
     if own.conn_flags & peer.conn_flags & CF_DISCARD_MY_DATA:
         return "discard-my-data is set on both nodes: it can be set on one only"

@@ -96,7 +96,10 @@ def kernel_grows(stage: Stage) -> None:
     stage.compare()
 
 
-@scenario("kernel-net-options", "the kernel's protocol and digest are changed while connected")
+@scenario(
+    "kernel-net-options",
+    "the kernel's protocol and digests are changed while connected, and we follow",
+)
 def kernel_net_options(stage: Stage) -> None:
     stage.prepare()
     stage.up()
@@ -104,20 +107,34 @@ def kernel_net_options(stage: Stage) -> None:
     stage.synced()
     own, kernel = stage.own_port, 7789
     change = f"drbdsetup net-options ipv4:10.0.2.15:{kernel} ipv4:10.0.2.2:{own}"
-    stage.guest.sh(f"{change} --protocol=A 2>&1")
+    stage.guest.sh(f"{change} --protocol=A --verify-alg=sha1 2>&1")
     stage.kernel_writes(351, 20)
     stage.pause(1)
     stage.synced()
+    stage.check(stage.own.status()["protocol"] == "A", "we have adopted protocol A")
     stage.compare()
+    stage.own.disconnect()
+    stage.own.connect()
+    stage.synced()
+    stage.own.cmd("verify", "r0")
+    stage.wait("VerifyS", "VerifyT|Connected")
+    stage.synced()
+    stage.check("online verify done" in stage.own.log(), "verify-alg is adopted as well")
     stage.guest.sh(f"{change} --protocol=C --data-integrity-alg=sha1 2>&1")
     stage.kernel_writes(352, 20)
     stage.pause(2)
     stage.show("data-integrity-alg is set on the kernel alone")
+    stage.synced()
+    stage.compare()
+    stage.own.disconnect()
+    stage.own.connect()
     stage.own.wait(cstate="StandAlone")
     stage.check(
         "data-integrity-alg differs" in str(stage.own.status()["last_error"]), "we say what differs"
     )
-    stage.own.connect()
+    stage.kernel.wait(cs="StandAlone")
+    stage.own.down()
+    stage.own.up()
     stage.kernel.adm("connect")
     stage.synced()
     stage.compare()

@@ -16,6 +16,7 @@ from protocol.errors import WireError
 from protocol.framing import DATA
 from protocol.packets import SYNCER_ID, BlockAck, Command, decode
 from protocol.states import Conn, Role
+from replicator.engine.adoption import adopt_protocol
 from replicator.engine.requests import Kind
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def dispatch(resource: Resource, link: Link, command: int, number: int, payload:
         _known_volume(resource, command, number).exchange.got_bitmap(command, payload)
         return
     digest_size = 0
-    if command in CARRIES_DATA and resource.settings.net.data_integrity_alg:
-        digest_size = digests.digest_size(resource.settings.net.data_integrity_alg)
+    if command in CARRIES_DATA and link.peer_integrity:
+        digest_size = digests.digest_size(link.peer_integrity)
     packet = decode(command, payload, digest_size=digest_size, wsame=link.with_wsame)
     handler = VOLUME_HANDLERS.get(command)
     if handler is not None:
@@ -109,7 +110,8 @@ def _in_range(volume: Volume, command: int, sector: int, nsectors: int) -> None:
 
 def _checked(volume: Volume, command: int, packet: Data) -> None:
     """The data must have the digest that came with it."""
-    algorithm = volume.resource.settings.net.data_integrity_alg
+    link = volume.resource.replication.link
+    algorithm = link.peer_integrity if link is not None else ""
     if algorithm and digests.digest(algorithm, packet.data) != packet.digest:
         raise WireError(
             f"{Command(command).name} for sector {packet.sector}: the {algorithm} digest does not "
@@ -277,7 +279,7 @@ VOLUME_HANDLERS: dict[int, VolumeHandler] = {
 
 RESOURCE_HANDLERS: dict[int, ResourceHandler] = {
     Command.PROTOCOL: lambda resource, _command, p: resource.got_protocol(p),
-    Command.PROTOCOL_UPDATE: lambda resource, _command, p: None,
+    Command.PROTOCOL_UPDATE: lambda resource, _command, p: adopt_protocol(resource, p),
     Command.BARRIER: _barrier,
     Command.BARRIER_ACK: _barrier_ack,
     Command.STATE_CHG_REPLY: _state_reply,

@@ -30,6 +30,7 @@ from protocol.packets import (
     encode,
 )
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.adoption import adopt_sync_param
 from replicator.engine.generations import UuidSet
 from replicator.engine.growth import FLAG_NO_RESYNC, answer_growth
 from replicator.engine.handshake import Handshake, Outcome, Verdict, resolve
@@ -172,6 +173,7 @@ class Exchange:
 
     def got_sync_param(self, packet: SyncParam) -> None:
         if self.decided:
+            adopt_sync_param(self._volume.resource, packet)
             return
         problem = compat.compare_sync_param(self._sync_param(), packet)
         if problem is not None:

@@ -114,6 +114,8 @@ class Link:
         self.closed = False
         self.direct = False
         """The owner takes blocks: parameters are agreed, and no digests come with the data."""
+        self.peer_integrity = ""
+        """Algorithm of the digests that come with the peer's data."""
         self.features = 0
         self.version = 0
         self.peer_extension = 0
@@ -235,6 +237,11 @@ class Link:
             return
         while self._held_data and not self._hold_data:
             self.send_data(self._held_data.popleft())
+
+    def expect_digests(self, algorithm: str) -> None:
+        """From the next packet on the peer's data comes with these digests ("": none)."""
+        self.peer_integrity = algorithm
+        self.direct = not algorithm
 
     # --- receiving ----------------------------------------------------------------------------
 

@@ -114,13 +114,18 @@ class PeerWrites:
         self._resource = resource
         self._link = link
         net = resource.settings.net
-        self._strict = net.protocol != "C" or not link.peer_extension
+        self._strict = False
+        self.use_protocol(net.protocol)
         self._bytes_max = net.max_buffers * PAGE
         self._bytes = 0
         self._reading = True
         self._flushing = False
         self.epochs: deque[PeerEpoch] = deque([PeerEpoch()])
         self.unacknowledged: dict[Volume, int] = {}
+
+    def use_protocol(self, protocol: str) -> None:
+        """Rule 1. Never less strict than before: what waits already has its turn to come."""
+        self._strict = self._strict or protocol != "C" or not self._link.peer_extension
 
     # --- from the wire ------------------------------------------------------------------------
 

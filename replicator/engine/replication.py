@@ -208,6 +208,10 @@ class Replication:
                     return
         then()
 
+    def use_protocol(self, protocol: str) -> None:
+        """A, B or C for the writes from here on."""
+        self._protocol = protocol
+
     def completed_in(self, epoch: Epoch) -> None:
         """`epoch-per-completion`: a write of this epoch was completed, so the next is another one."""
         if epoch is self.log.current:

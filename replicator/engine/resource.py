@@ -287,7 +287,7 @@ class Resource:
             return
         self.peer_discards = bool(packet.conn_flags & compat.CF_DISCARD_MY_DATA)
         if self.link is not None:
-            self.link.direct = not self.settings.net.data_integrity_alg
+            self.link.expect_digests(packet.integrity_alg)
 
     def got_extension(self, payload: bytes) -> None:
         extension = decode_extension(payload)
