@@ -160,7 +160,6 @@ DISK = (
         6000,
         0,
         "detach when the backing disk does not answer for this long; 0 never",
-        Effect.NO,
         unit=TENTHS,
     ),
     boolean(

@@ -84,6 +84,7 @@ def _disk(disk: DiskOptions) -> DiskSettings:
         size=disk.size * _SECTOR,
         on_io_error=disk.on_io_error,
         fencing=disk.fencing,
+        disk_timeout=disk.disk_timeout / 10,
         al_extents=max(disk.al_extents, SMALLEST_AL),
         al_updates=disk.al_updates,
         disk_flushes=disk.disk_flushes,

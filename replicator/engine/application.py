@@ -482,7 +482,11 @@ class Application:
 
     def answer_flush(self, answer: Done, good: bool, result: int) -> None:
         """Answer a flush that the peer had no part in. good: the local copy has it all."""
-        if not self._holding:
+        state = self._volume.state
+        if not good and state.disk is not Disk.UpToDate and state.pdsk is Disk.UpToDate:
+            # The local disk failed under it. What counts now is that the peer has it all.
+            self._flush(answer)
+        elif not self._holding:
             answer(self.with_lost(result))
         elif self._may_retry and not good and self._volume.state.suspended:
             self.hold(partial(self._flush, answer), answer)

@@ -18,7 +18,9 @@ from protocol.states import Conn, Disk, Role
 from replicator.engine import store as stores
 from replicator.engine.activity_log import ActivityLog
 from replicator.engine.ports import Disk as DiskPort
+from replicator.engine.ports import Timer
 from replicator.engine.store import Store
+from replicator.engine.watched_disk import WatchedDisk
 from replicator.engine.words import errno_text
 from replicator.errors import (
     MetadataError,
@@ -42,6 +44,8 @@ DRAIN_WAIT = 0.005
 DRAIN_WAITS_MAX = 1000
 """Seconds between two looks at whether the disk has ended what it was doing, and how often: a disk
 that hangs is given up all the same."""
+SAVE_SECONDS = 5.0
+"""For what is still written to a disk that is given up."""
 
 
 class Attachment:
@@ -76,7 +80,30 @@ class Attachment:
                 return
             self._take(store, done)
 
+        internal = meta is data
+        data = self._watched(data)
+        meta = data if internal else self._watched(meta)
         stores.attach(volume.name, data, meta, placement, volume.refresh_superblock, read)
+
+    def _watched(self, disk: DiskPort) -> DiskPort:
+        seconds = self._volume.settings.disk.disk_timeout
+        clock = self._volume.resource.clock
+        return WatchedDisk(disk, clock, seconds, self._hung) if seconds else disk
+
+    def _hung(self, what: str) -> None:
+        """disk-timeout is over: the disk is given up, whatever on-io-error says. One that is still
+        being attached just fails to be."""
+        volume = self._volume
+        if volume.state.disk <= Disk.Failed:
+            return
+        settings = volume.settings.disk
+        volume.disk_error = (
+            f"disk-timeout: a {what} was not answered for {settings.disk_timeout:g} s; detach"
+        )
+        volume.log("error", volume.disk_error)
+        if settings.on_io_error == "call-local-io-error":
+            volume.resource.handlers.call("local-io-error", volume.number, None)
+        self.drop()
 
     def _refusal(self, store: Store) -> ReplicatorError | None:
         """Guards against the wrong data under a running Primary, and impossible settings."""
@@ -237,10 +264,11 @@ class Attachment:
         if log is not None:
             volume.activity_log_object = None
             log.fail(EIO)
-        looks = 0
+        looks, ended = 0, False
+        limit: Timer | None = None
 
         def save() -> None:
-            nonlocal looks
+            nonlocal looks, limit
             looks += 1
             if store is None:
                 saved(0)
@@ -248,9 +276,16 @@ class Attachment:
                 # What is under way may still leave a mark in the bitmap.
                 volume.resource.clock.call_later(DRAIN_WAIT, save)
             else:
+                limit = volume.resource.clock.call_later(SAVE_SECONDS, lambda: saved(EIO))
                 store.bitmaps.write_dirty(lambda _errno: store.superblocks.write(saved))
 
         def saved(_errno: int) -> None:
+            nonlocal ended
+            if ended:
+                return  # an answer that comes after the time limit
+            ended = True
+            if limit is not None:
+                limit.cancel()
             self._dropping = False
             volume.store = None
             volume.change(disk=Disk.Diskless)

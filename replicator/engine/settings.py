@@ -44,6 +44,8 @@ class DiskSettings:
     size: int = 0
     """`disk { size }` in bytes, 0 = none."""
     on_io_error: str = "detach"
+    disk_timeout: float = 0.0
+    """0: none."""
     fencing: str = "dont-care"
     al_extents: int = 1237
     al_updates: bool = True

@@ -310,7 +310,7 @@ def test_the_engine_is_told_seconds_and_bytes() -> None:
         " max-buffers 8k; sndbuf-size 512k; rcvbuf-size 1M; ko-count 0; protocol B; use-rle no; }\n"
         "disk { size 10G; resync-rate 3M; c-plan-ahead 15; c-delay-target 5; c-fill-target 64k;"
         " c-max-rate 1G; c-min-rate 0; rs-discard-granularity 64k; al-extents 7; no-disk-drain;"
-        " fencing resource-only; }\n"
+        " fencing resource-only; disk-timeout 25; }\n"
         "options { on-no-data-accessible suspend-io; }\n"
         "replicator { frontend native; epoch-per-completion; }"
     )
@@ -324,7 +324,7 @@ def test_the_engine_is_told_seconds_and_bytes() -> None:
     assert (disk.c_plan_ahead, disk.c_delay_target, disk.c_fill_target) == (1.5, 0.5, 65536)
     assert (disk.c_max_rate, disk.c_min_rate) == (1 << 30, 0)
     assert (disk.rs_discard_granularity, disk.al_extents, disk.disk_drain) == (65536, 67, False)
-    assert disk.fencing == "resource-only"
+    assert (disk.fencing, disk.disk_timeout) == ("resource-only", 2.5)
     assert settings.on_no_data_accessible == "suspend-io"
     assert (settings.frontend, settings.epoch_per_completion) == ("native", True)
     assert (settings.name, settings.node, settings.peer) == ("r0", "alice", "bob")
