@@ -12,7 +12,7 @@ import struct
 from functools import partial
 
 from tests.simulation.histories import History
-from tests.simulation.medium import ZERO_PAGE
+from tests.simulation.medium import ZERO_PAGE, Medium
 
 
 class Trace:
@@ -24,8 +24,9 @@ class Trace:
         pair = history.pair
         pair.network.tap = self._sent
         for node in (pair.alice, pair.bob):
-            for number, medium in enumerate(node.media):
-                medium.changed = partial(self._written, f"{node.name}/{number}")
+            media = {id(medium): medium for medium in (*node.media, *node.metas)}
+            for number, medium in enumerate(media.values()):
+                medium.changed = partial(self._written, f"{node.name}/{number}", medium)
 
     def _note(self, what: str, content: bytes) -> None:
         time = self._history.pair.clock.time
@@ -34,11 +35,8 @@ class Trace:
     def _sent(self, channel: str, data: bytes | None) -> None:
         self._note(channel, b"end" if data is None else data)
 
-    def _written(self, disk: str, page: int) -> None:
-        name, number = disk.split("/")
-        pair = self._history.pair
-        node = pair.alice if name == "alice" else pair.bob
-        self._note(f"{disk} {page}", node.media[int(number)].pages.get(page, ZERO_PAGE))
+    def _written(self, disk: str, medium: Medium, page: int) -> None:
+        self._note(f"{disk} {page}", medium.pages.get(page, ZERO_PAGE))
 
     def digest(self) -> str:
         """Of all that was heard, of the log with every state change, and of the number of events."""
