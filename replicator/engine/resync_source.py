@@ -25,7 +25,7 @@ from protocol.packets import (
     data_header,
     encode,
 )
-from protocol.states import Conn, Disk
+from protocol.states import Conn, Disk, StateWord
 from replicator.engine.handler_calls import BEFORE_SOURCE, before_resync
 from replicator.engine.resync import SECTORS_PER_BIT, SOURCE
 from replicator.engine.zeroes import is_zero
@@ -48,6 +48,9 @@ class ResyncSource:
         self._volume = volume
         self.answering = 0
         """Requests of the peer that are being read here: part of the `ua` counter."""
+        self._attempt = 0
+        """Attempts to begin that are over, begun or broken off: what one of them has waited for, such
+        as a slow flush, comes too late for the next."""
         self._finishing = False
         self._asked_by: Link | None = None
         """The connection that the queue and the counts belong to."""
@@ -60,25 +63,29 @@ class ResyncSource:
 
     def start(self) -> None:
         """Both bitmaps are merged: begin, if the handler agrees."""
-        before_resync(self._volume, BEFORE_SOURCE, self._begin)
+        before_resync(self._volume, BEFORE_SOURCE, partial(self._begin, self._attempt))
 
-    def _begin(self) -> None:
+    def state_changed(self, old: StateWord, new: StateWord) -> None:
+        """The volume's state changed: an attempt to begin may be over."""
+        if old.conn in STARTING and new.conn not in STARTING:
+            self._attempt += 1
+
+    def _begin(self, attempt: int) -> None:
         """Name the resync, durably, and announce it."""
         volume, link, store = self._volume, self._link, self._volume.store
-        if store is None or volume.state.conn not in STARTING:
+        if store is None or attempt != self._attempt or volume.state.conn not in STARTING:
             return
         uuid = store.uuids.open_sync(volume.resource.random_uuid())
 
         def stable(errno: int) -> None:
-            if errno or self._link is not link or link is None:
-                return
-            store.data.flush(flushed)
+            if not errno and attempt == self._attempt:
+                store.data.flush(flushed)
 
         def flushed(errno: int) -> None:
             if errno:
-                volume.local_io_error("flush before resync", 0, errno)
+                volume.local_io_error("flush before resync", 0, errno, store.data)
                 return
-            if self._link is not link or volume.state.conn not in STARTING:
+            if self._link is not link or attempt != self._attempt:
                 return
             self._finishing = False
             volume.change(conn=Conn.SyncSource, pdsk=Disk.Inconsistent)

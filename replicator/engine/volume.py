@@ -178,6 +178,7 @@ class Volume:
         self._update_shortcuts()
         self._follow_data(old, new)
         self.resync.state_changed(old, new)
+        self.resync_source.state_changed(old, new)
         self.verify.state_changed(old, new)
         self.keep_superblock()
         self._follow_suspension(new)

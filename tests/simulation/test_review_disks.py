@@ -441,3 +441,26 @@ def test_a_disk_smaller_than_what_is_in_use_is_not_attached():
     with pytest.raises(ReplicatorError):
         attach(pair.alice)
     assert pair.alice.volume().size == size
+
+
+@pytest.mark.parametrize("flush_seconds", [n / 1000 for n in range(8, 40, 2)])
+def test_a_resync_that_was_broken_off_before_it_had_a_name_does_not_begin_the_next(flush_seconds):
+    """The flush before the first attempt ends when the second has begun with another disk of the
+    target: the bitmaps are not merged yet then."""
+    pair = Pair()
+    pair.up_synced()
+    pair.network.cut = {"alice", "bob"}
+    pair.network.break_all()
+    pair.run(0.1)
+    pair.alice.write(8192, b"a" * 4096)
+    pair.alice.disks[0].slow = lambda kind, *_: flush_seconds if kind == "flush" else 0.0
+    pair.network.cut = set()
+    pair.run_until(lambda: pair.alice.is_(Conn.WFBitMapS) and pair.bob.is_(Conn.WFSyncUUID))
+    pair.run(0.004)
+    detach(pair.bob)
+    pair.network.base_latency = 0.004
+    attach(pair.bob)
+    pair.settle()
+    ended = [line for line in pair.lines if "connection ended" in line and "reset" not in line]
+    assert not ended
+    assert pair.alice.data() == pair.bob.data()
