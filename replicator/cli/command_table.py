@@ -114,6 +114,12 @@ Refused with exit code 17 unless this node has access to UpToDate data, with 11 
 Primary. --force makes Inconsistent or Outdated data of this node UpToDate by decree: right for
 the first start of a new pair, dangerous at any other time."""
 
+BENCH_DETAILS = """\
+Safe while applications run; they are slowed a little. Reads the backing disk, flushes the metadata's
+and pings the peer, one step after the other. --write also writes 4 KiB blocks of the first 4 MiB with
+the content they have, locked meanwhile, so that no data change: on this disk alone, on both, and on
+both with a flush."""
+
 GROUPS = (
     Group(
         "Bringing resources up and down",
@@ -251,6 +257,16 @@ GROUPS = (
             Command("cstate", Takes.VOLUMES, "commands_query:cstate", "connection state"),
             Command("dstate", Takes.VOLUMES, "commands_query:dstate", "own disk/peer's disk"),
             Command("nbd-uri", Takes.VOLUMES, "commands_query:nbd_uri", "NBD URI of each volume"),
+            Command(
+                "bench", Takes.VOLUMES, "commands_bench:bench",
+                "measure disk, link and mirrored writes of a pair in use",
+                BENCH_DETAILS,
+                (
+                    Option(("--write",), "also measure writes, on a Primary"),
+                    Option(("--seconds",), "of each measurement, at most 20; 1", "SECONDS", seconds),
+                    Option(("--json",), "as JSON (docs/status.md describes it)"),
+                ),
+            ),
             Command(
                 "dump", Takes.OPTIONAL, "commands_config:dump",
                 "print the configuration as it was understood",

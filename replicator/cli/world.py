@@ -15,6 +15,7 @@ from replicator.engine.snapshot import ResourceSnapshot
 
 if TYPE_CHECKING:
     from replicator.config import Config, NodeView
+    from replicator.runtime.disk_probe import DiskTimes
 
 
 class World:
@@ -74,6 +75,12 @@ class World:
         from replicator.runtime import spawn
 
         spawn.start_daemon(view, config_path, node, run_dir)
+
+    def measure_disk(self, data: str, meta: str, count: int, seconds: float) -> DiskTimes:
+        """Times of reading and flushing; raises NoDiskError."""
+        from replicator.runtime import disk_probe
+
+        return disk_probe.measure(data, meta, count, seconds)
 
     def wait_daemon_ended(self, run_dir: str, resource: str, force: bool) -> None:
         from replicator.runtime import spawn

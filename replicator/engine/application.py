@@ -95,6 +95,12 @@ class Application:
                 )
             )
 
+    def write_held(self, write: Write) -> None:
+        """As write(), for a range that the caller has locked (`write.hold`) and gives up to it."""
+        self.pending += 1
+        write.done = self._answer(write.done)
+        self._activate(write)
+
     def zero(self, kind: Kind, offset: int, length: int, fua: bool, done: Done) -> None:
         """Trim or zero a range; done(errno). Both nodes read zeroes afterwards, also after a trim."""
         if (refusal := self._refusal(offset, length)) is not None:

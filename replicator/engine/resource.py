@@ -22,7 +22,7 @@ from protocol.packets import (
     encode,
 )
 from protocol.states import Conn, Role
-from replicator.engine import admin, new_current, outdating, roles, verify_command
+from replicator.engine import admin, new_current, outdating, probe, roles, verify_command
 from replicator.engine.cluster import Cluster
 from replicator.engine.dispatch import dispatch, dispatch_block
 from replicator.engine.establish import Establisher, Sockets
@@ -154,6 +154,9 @@ class Resource:
 
     def outdate(self, volume: int, done: AdminDone) -> None:
         outdating.outdate(self.volumes[volume], done)
+
+    def probe(self, volume: int, kind: str, begun: Callable[[], None], ended: AdminDone) -> None:
+        probe.probe(self.volumes[volume], kind, begun, ended)
 
     def pause_sync(self, volume: int, done: AdminDone) -> None:
         admin.pause_sync(self.volumes[volume], True, done)

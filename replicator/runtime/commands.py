@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import replicator
-from replicator.errors import ReplicatorError, UsageError
+from replicator.errors import ReplicatorError, StateRefused, UsageError
 from replicator.runtime.control_server import Reply
+from replicator.runtime.probe import Series, check_bounds
 
 if TYPE_CHECKING:
     from replicator.runtime.daemon import ResourceDaemon
 
 LOOK_SECONDS = 2.0
 CHANGE_SECONDS = 50.0
+BESIDE_A_SERIES = ("ping", "status", "bench")
 ROLE_SECONDS = 200.0
 """Role changes may have to wait for a fencing handler (at most handlers.HANDLER_SECONDS)."""
 
@@ -48,7 +51,11 @@ def dispatch(daemon: ResourceDaemon, name: str, args: dict[str, Any], reply: Rep
             f"the daemon knows no command '{name}'",
             hint="Known: " + ", ".join(sorted(COMMANDS)),
         )
-    command.run(daemon, _checked(daemon, name, command, args), reply)
+    checked = _checked(daemon, name, command, args)
+    if daemon.series is not None and name not in BESIDE_A_SERIES:
+        # Its steps follow each other closely: a demotion would find no moment without one.
+        daemon.series.interrupt(f"interrupted by: replicator {name}")
+    command.run(daemon, checked, reply)
 
 
 def _checked(
@@ -142,6 +149,14 @@ def _resume_io(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> No
     daemon.engine.resume_io(_finish(reply))
 
 
+def _bench(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
+    check_bounds(args["count"], args["seconds"])
+    if daemon.series is not None and not daemon.series.over:
+        raise StateRefused(f"{daemon.name} is being measured already")
+    step = partial(daemon.engine.probe, args["volume"], args["kind"])
+    daemon.series = Series(step, args["count"], args["seconds"], reply)
+
+
 def _down(daemon: ResourceDaemon, args: dict[str, Any], reply: Reply) -> None:
     daemon.start_down(args["force"], _finish(reply))
 
@@ -166,5 +181,6 @@ COMMANDS: dict[str, Command] = {
     "resume-sync": Command(_resume_sync, {"volume": int}),
     "suspend-io": Command(_suspend_io, {}),
     "resume-io": Command(_resume_io, {}),
+    "bench": Command(_bench, {"volume": int, "kind": str, "count": int, "seconds": float}),
     "down": Command(_down, {"force": bool}, ROLE_SECONDS),
 }

@@ -33,6 +33,7 @@ from replicator.runtime.engine_api import AdminDone, MakeResource, RuntimePorts,
 from replicator.runtime.handlers import HandlerContext, HandlerRunner
 from replicator.runtime.log import LineLog
 from replicator.runtime.net import Endpoint, TcpNetwork
+from replicator.runtime.probe import Series
 from replicator.runtime.status_writer import StatusWriter
 from replicator.runtime.turns import TurnLoop
 
@@ -84,6 +85,8 @@ class ResourceDaemon:
         self.pid = os.getpid()
         self.log = LineLog(self.name)
         self.failure = ""
+        self.series: Series | None = None
+        """The last measurement of `replicator bench`."""
         self._setup = setup
         self._loop = loop
         self._on_ready = ready
