@@ -1,4 +1,5 @@
-"""A disk that answers nothing for seconds: the connection holds, and both daemons still answer."""
+"""A disk that answers nothing for seconds: the connection holds, and both daemons still answer; with
+disk-timeout the disk is given up after a while, and what it does later is of no consequence."""
 
 from __future__ import annotations
 
@@ -44,6 +45,8 @@ class StallingDisk:
 
     def stall(self) -> None:
         os.kill(self._server.pid, signal.SIGSTOP)
+        stat = Path(f"/proc/{self._server.pid}/stat")
+        wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
 
     def go_on(self) -> None:
         os.kill(self._server.pid, signal.SIGCONT)
@@ -60,7 +63,7 @@ def wait_for(condition: object) -> None:
     assert callable(condition)
     end = time.monotonic() + 10
     while not condition():
-        assert time.monotonic() < end, "a helper did not start"
+        assert time.monotonic() < end, "a helper did not do as told"
         time.sleep(0.02)
 
 
@@ -104,6 +107,36 @@ def stall_and_go_on(pair: Pair, node: Node) -> None:
             one.down()
     finally:
         disk.close()
+
+
+def test_a_disk_that_stalls_for_longer_than_disk_timeout_is_given_up() -> None:
+    sections = {**SECTIONS, "disk": "disk-timeout 15;"}
+    with Pair(sizes=(SIZE,), frontend="native", sections=sections) as pair:
+        alice, bob = pair.nodes
+        disk = StallingDisk(alice)
+        try:
+            pair.start_synced()
+            alice.write(0, b"a" * 4096)
+            disk.stall()
+            alice.write(0, b"b" * 4096)  # flushes, too
+            assert alice.words() == {
+                "cstate": "Connected",
+                "dstate": "Diskless/UpToDate",
+                "role": "Primary/Secondary",
+            }
+            assert "disk error: disk-timeout: a " in alice.cmd("status", RESOURCE).stdout
+            assert alice.read(0, 4096) == b"b" * 4096
+            alice.write(0, b"c" * 4096)
+            disk.go_on()
+            alice.cmd("attach", RESOURCE)
+            alice.wait(dstate="UpToDate/UpToDate")
+            assert alice.read(0, 4096) == b"c" * 4096
+            alice.cmd("secondary", RESOURCE)
+            assert pair.difference(size=SIZE - MIB) is None
+            for one in pair.nodes:
+                one.down()
+        finally:
+            disk.close()
 
 
 def nbd_buffer(data: bytes) -> object:
