@@ -409,6 +409,9 @@ class Exchange:
             volume.write_superblock()
         if verdict.demote:
             resource.demote_for_split_brain()
+        if verdict.peer_demotes:
+            # It steps back before it goes on. Should its device be in use it ends the connection.
+            peer = peer._replace(role=Role.Secondary)
         if self._refuses_second_primary(peer):
             return
         fields: dict[str, object] = {"peer": peer.role, "pdsk": peer_disk, "peer_isp": isp}

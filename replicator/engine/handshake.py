@@ -69,7 +69,7 @@ class Verdict(NamedTuple):
 
     rule: of `generations.RULES`. split_brain: one was seen, solved or not. reason: for people.
     own, peer: the corrected sets, valid with every outcome. handlers: programs to run, in order.
-    demote: become Secondary before going on as TARGET.
+    demote: become Secondary before going on as TARGET. peer_demotes: the peer does so, or gives up.
     """
 
     outcome: Outcome
@@ -81,6 +81,7 @@ class Verdict(NamedTuple):
     peer: UuidSet
     handlers: tuple[str, ...] = ()
     demote: bool = False
+    peer_demotes: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class _Course:
     split_brain: bool = False
     handlers: tuple[str, ...] = ()
     demote: bool = False
+    peer_demotes: bool = False
     notes: tuple[str, ...] = field(default=())
 
     def noting(self, *notes: str) -> tuple[str, ...]:
@@ -206,6 +208,7 @@ def _solve_by_policy(course: _Course, h: Handshake, *, full: bool) -> _Course:
         value=solution.value * (2 if full else 1),
         handlers=handlers,
         demote=solution.demote,
+        peer_demotes=solution.peer_demotes,
         notes=course.noting(f"solved by {solution.policy}"),
     )
 
@@ -338,4 +341,5 @@ def _verdict(course: _Course, outcome: Outcome, h: Handshake) -> Verdict:
         peer=course.decision.peer,
         handlers=course.handlers,
         demote=course.demote,
+        peer_demotes=course.peer_demotes,
     )

@@ -41,12 +41,14 @@ class Conflict:
 
 class Resolution(NamedTuple):
     """value: UNSOLVED, SOURCE or TARGET. policy: "after-sb-0pri discard-zero-changes", for people.
-    demote: this node must first become Secondary. handlers: programs to run."""
+    demote: this node must first become Secondary. peer_demotes: the peer does that, or gives up.
+    handlers: programs to run."""
 
     value: int
     policy: str
     demote: bool = False
     handlers: tuple[str, ...] = ()
+    peer_demotes: bool = False
 
 
 Policy = Callable[[Conflict], int]
@@ -134,7 +136,9 @@ def solve(conflict: Conflict, policy_0pri: str, policy_1pri: str, policy_2pri: s
         name += f" (after-sb-0pri {policy_0pri})"
     if policy == CALL_PRI_LOST and as_0pri == TARGET and conflict.own_primary:
         return _give_up_role(conflict, name)
-    return Resolution(_with_primary(conflict, policy, as_0pri), name)
+    value = _with_primary(conflict, policy, as_0pri)
+    peer_demotes = policy == CALL_PRI_LOST and value == SOURCE and conflict.peer_primary
+    return Resolution(value, name, peer_demotes=peer_demotes)
 
 
 def _with_primary(conflict: Conflict, policy: str, as_0pri: int) -> int:
