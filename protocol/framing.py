@@ -171,16 +171,36 @@ class FrameReader:
                 return None
         else:
             size = length - _BLOCK_SIZE
-            if command != DATA or not 0 < size <= MAX_DATA or end > len(chunk):
+            if command != DATA or not 0 < size <= MAX_DATA or end - len(chunk) > self._later_size:
                 return None
         if size & 511 or size > MAX_TRIM or sector + (size >> 9) > MAX_SECTORS:
             return None
-        data = chunk[at + _BLOCK_FRAME_SIZE : end]
         self._need = 0
-        self._at = end
-        if end == len(chunk):
+        if end <= len(chunk):
+            data = chunk[at + _BLOCK_FRAME_SIZE : end]
+            self._at = end
+        else:
+            data = self._take_across(at + _BLOCK_FRAME_SIZE, end)
+        if self._at == len(self._chunk):
             self._all_taken()
         return command, volume, sector, block_id, third, fourth, data
+
+    def _take_across(self, start: int, end: int) -> bytes:
+        """Bytes [start, end), counted from the chunk's beginning, that end in a later piece: each is
+        copied once, which for large payloads is what receiving costs."""
+        parts = [memoryview(self._chunk)[start:]]
+        left = end - len(self._chunk)
+        later = self._later
+        count = 0
+        while left > len(later[count]):
+            parts.append(memoryview(later[count]))
+            left -= len(later[count])
+            count += 1
+        self._chunk, self._at = later[count], left
+        parts.append(memoryview(self._chunk)[:left])
+        del later[: count + 1]
+        self._later_size = sum(map(len, later))
+        return b"".join(parts)
 
     def _all_taken(self) -> None:
         """Not to keep a large buffer alive while the connection idles."""

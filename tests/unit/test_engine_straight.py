@@ -182,20 +182,24 @@ def test_a_block_is_what_the_general_reader_and_decoder_make_of_it(
         assert told_directly(established(part, socket)) == told_generally(established(part, socket))
 
 
-def test_blocks_may_arrive_in_any_pieces() -> None:
+@given(st.lists(st.integers(1, 9000), min_size=1, max_size=40), st.integers(1, 4))
+def test_blocks_may_arrive_in_any_pieces(sizes: list[int], at_once: int) -> None:
+    payloads = [bytes([n]) * (BLOCK * (1 + 3 * (n % 2))) for n in range(6)]
     stream = b"".join(
-        data_header(0, Command.DATA, 8 * n, n, n, 256, b"", BLOCK) + bytes([n]) * BLOCK
-        for n in range(5)
+        data_header(0, Command.DATA, 8 * n, n, n, 256, b"", len(data)) + data
+        for n, data in enumerate(payloads)
     )
     reader = established(b"", "d")
     found: list[Any] = []
-    rng = random.Random(1)
-    at = 0
+    at = number = 0
     while at < len(stream):
-        size = rng.randrange(1, 3000)
+        size = sizes[number % len(sizes)]
         reader.feed(stream[at : at + size])
         at += size
-        found += told_directly(reader)
-    assert [packet[1] for _command, _volume, packet in found] == list(range(5))
-    assert [packet[5][:1] for _command, _volume, packet in found] == [bytes([n]) for n in range(5)]
+        number += 1
+        if number % at_once == 0:
+            found += told_directly(reader)
+    found += told_directly(reader)
+    assert [packet[1] for _command, _volume, packet in found] == list(range(6))
+    assert [packet[5] for _command, _volume, packet in found] == payloads
     assert reader.buffered == 0
