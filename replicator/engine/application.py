@@ -177,7 +177,10 @@ class Application:
         if (offset | length) & 511 or not 0 <= sector < end <= volume.size_sectors:
             return False
         extent = sector >> EXTENT_SHIFT
-        if (end - 1) >> EXTENT_SHIFT != extent or length > MAX_DATA or self._frozen:
+        if (end - 1) >> EXTENT_SHIFT != extent or length > MAX_DATA:
+            return False
+        replication = self._replication
+        if self._frozen or replication.log.full or replication.waiting:
             return False
         hold = volume.locks.take_free(sector, end)
         if hold is None:
@@ -193,7 +196,7 @@ class Application:
             write.al = (log, extent, extent)
         write.net = write.local = PENDING
         self.pending += 1
-        self._replication.send_write(write)
+        replication.send_write(write)
         disk = volume.data_disk
         assert disk is not None
         disk.write(offset, payload, partial(self._straight_done, write, disk))
@@ -313,6 +316,9 @@ class Application:
         """Into the line for its range: overlapping writes keep the order they came in."""
         if self._waits():
             self._frozen.append(_Waiting(partial(self._accept, write), write.done))
+            return
+        if self._replication.full:
+            self._replication.when_room(partial(self._accept, write))
             return
         end = write.sector + write.nsectors
         write.hold = self._volume.locks.acquire(write.sector, end, lambda: self._activate(write))

@@ -117,7 +117,8 @@ class PeerWrites:
         self._strict = False
         self.use_protocol(net.protocol)
         self._bytes_max = net.max_buffers * PAGE
-        self._bytes = 0
+        self.bytes_held = 0
+        """Received and not written yet."""
         self._reading = True
         self._flushing = False
         self.epochs: deque[PeerEpoch] = deque([PeerEpoch()])
@@ -145,8 +146,8 @@ class PeerWrites:
         write = PeerWrite(volume, kind, sector, nsectors, data, block_id, flags, epoch)
         self.unacknowledged[volume] = self.unacknowledged.get(volume, 0) + 1
         volume.counters.received += len(data) >> 9
-        self._bytes += len(data)
-        if self._bytes > self._bytes_max and self._reading:
+        self.bytes_held += len(data)
+        if self.bytes_held > self._bytes_max and self._reading:
             self._reading = False
             self._link.buffers_full(True)
         if self._strict and len(self.epochs) > 1:
@@ -275,8 +276,8 @@ class PeerWrites:
         )
 
     def _release_memory(self, count: int) -> None:
-        self._bytes -= count
-        if not self._reading and self._bytes <= self._bytes_max // 2 and not self._link.closed:
+        self.bytes_held -= count
+        if not self._reading and self.bytes_held <= self._bytes_max // 2 and not self._link.closed:
             self._reading = True
             self._link.buffers_full(False)
 

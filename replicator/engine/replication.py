@@ -107,6 +107,8 @@ class Replication:
         self._epoch_timer: Timer | None = None
         self._epoch_bytes = 0
         self._unsent: deque[Write] = deque()
+        self.waiting: deque[Callable[[], None]] = deque()
+        """Writes that wait for room in the log; see when_room()."""
         self._reads: dict[int, _ReadPart] = {}
 
     # --- sending ------------------------------------------------------------------------------
@@ -135,6 +137,22 @@ class Replication:
             self._unsent.append(write)
         if len(epoch.writes) >= self.log.max_epoch_size or self._epoch_bytes >= EPOCH_BYTES_MAX:
             self.close_epoch()
+
+    @property
+    def full(self) -> bool:
+        """New writes have to wait, see when_room()."""
+        return bool(self.waiting) or self.log.full
+
+    def when_room(self, go: Callable[[], None]) -> None:
+        """Run `go` when the peer has made enough stable, or is lost: in the order of asking. Bounded
+        by what the front end has under way."""
+        self.waiting.append(go)
+
+    def _let_wait_no_more(self) -> None:
+        waiting, self.waiting = self.waiting, deque()
+        while waiting and not self.log.full:
+            waiting.popleft()()
+        self.waiting.extendleft(reversed(waiting))
 
     def _send_packet(self, link: Link, write: Write, flags: int) -> None:
         volume = write.volume
@@ -283,6 +301,8 @@ class Replication:
             write.volume.application.stable_at_peer(write)
         for waiter in epoch.waiters:
             waiter(True)
+        if self.waiting:
+            self._let_wait_no_more()
 
     def sent(self, position: int) -> None:
         """Protocol A: what the system has taken is complete."""
@@ -358,6 +378,7 @@ class Replication:
         for epoch in epochs:
             for waiter in epoch.waiters:
                 waiter(False)
+        self._let_wait_no_more()
         reads, self._reads = self._reads, {}
         for part in reads.values():
             part.read.part(part.index, EIO, b"")

@@ -88,6 +88,12 @@ class ResourceSnapshot:
     since: float = 0.0
     """Seconds in the present connection state."""
     waiting_for: str = ""
+    unsent: int = 0
+    """Bytes queued for the peer that the operating system has not taken yet."""
+    unstable: int = 0
+    """Writes that the peer has not said to be on stable storage."""
+    unwritten: int = 0
+    """Bytes received from the peer and not written yet; bounded by max-buffers."""
     last_error: str = ""
     """The reason of the last lost or refused connection, for people."""
     nbd_uris: list[str] = field(default_factory=list)

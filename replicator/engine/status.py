@@ -31,6 +31,7 @@ def snapshot(resource: Resource) -> ResourceSnapshot:
     trouble = resource.establisher.last_error
     if resource.conn is Conn.WFConnection and trouble:
         waiting += f" ({trouble})"
+    writes = resource.peer_writes
     errors = [resource.establisher.listen_error, resource.last_error]
     return ResourceSnapshot(
         name=resource.settings.name,
@@ -43,6 +44,9 @@ def snapshot(resource: Resource) -> ResourceSnapshot:
         agreed_version=link.version if link is not None else 0,
         since=resource.clock.now() - resource.conn_since,
         waiting_for=waiting,
+        unsent=link.data.channel.unsent if link is not None else 0,
+        unstable=resource.replication.log.unacknowledged,
+        unwritten=writes.bytes_held if writes is not None else 0,
         last_error="; ".join(error for error in errors if error),
         frontend=resource.settings.frontend,
     )
@@ -132,6 +136,15 @@ def _suspension(volume: Volume) -> str:
     return f"I/O is frozen ({count} requests) until: {'; and '.join(reasons)}"
 
 
+def _room_awaited(volume: Volume) -> str:
+    """Whether writes wait because the peer's disk does not keep up."""
+    replication = volume.resource.replication
+    if not replication.waiting:
+        return ""
+    unstable = replication.log.unacknowledged
+    return f"the peer's disk: {unstable} writes are not stable there, more would fill the memory"
+
+
 def _waiting(volume: Volume) -> str:
     """Why I/O or the resync of this volume waits right now."""
     state, application = volume.state, volume.application
@@ -141,6 +154,8 @@ def _waiting(volume: Volume) -> str:
         return f"{application.frozen} requests wait while {state.conn.name}"
     if volume.generation_pending:
         return "a new generation UUID to be stable"
+    if reason := _room_awaited(volume):
+        return reason
     paused_by = " and ".join(
         name
         for name, flag in (

@@ -4,6 +4,7 @@ Rules:
 1. An entry leaves the log only by a barrier acknowledgement, or when the connection is given up.
 2. Epochs are acknowledged in order, with exactly the number of writes that were sent in them.
 3. An epoch without writes never gets a barrier.
+4. The log is bounded: while it is full, new writes wait for the peer's next acknowledgement.
 What this file must not know: packets, disks. It is told what was sent and what was answered.
 """
 
@@ -13,6 +14,9 @@ from collections import deque
 from collections.abc import Callable
 
 from replicator.engine.requests import Write
+
+EPOCHS_MAX = 32
+"""Epochs of full size that the log may hold, by number of writes: 65536 with max-epoch-size 2048."""
 
 
 class Epoch:
@@ -44,16 +48,16 @@ class TransferLog:
         self.closed: deque[Epoch] = deque()
         self.by_id: dict[int, Write] = {}
         """Writes whose acknowledgement is awaited, by block id."""
+        self.unacknowledged = 0
+        """Writes in the log."""
+        self.full = False
+        """Nothing more should be added. What is under way may still be: the bound is for memory."""
+        self._writes_max = EPOCHS_MAX * max_epoch_size
 
     def _take_number(self) -> int:
         number = self._next_number
         self._next_number = (number + 1) & 0xFFFFFFFF or 1
         return number
-
-    @property
-    def unacknowledged(self) -> int:
-        """Writes in the log."""
-        return len(self.current.writes) + sum(len(e.writes) for e in self.closed)
 
     @property
     def epochs_open(self) -> int:
@@ -66,6 +70,8 @@ class TransferLog:
             epoch.opened = now
         epoch.writes.append(write)
         write.epoch = epoch
+        self.unacknowledged += 1
+        self.full = self.unacknowledged >= self._writes_max
 
     def close_epoch(self) -> Epoch | None:
         """Close the current epoch if it has writes: the one whose barrier is to be sent now."""
@@ -99,6 +105,8 @@ class TransferLog:
         early = next((w for w in epoch.writes if w.block_id in self.by_id), None)
         if early is not None:
             raise LogMismatch(f"barrier ack {number} before the ack of sector {early.sector}")
+        self.unacknowledged -= count
+        self.full = self.unacknowledged >= self._writes_max
         return self.closed.popleft()
 
     def oldest_wait(self) -> float | None:
@@ -111,5 +119,7 @@ class TransferLog:
         epochs = [*self.closed, self.current]
         self.closed.clear()
         self.by_id.clear()
+        self.unacknowledged = 0
+        self.full = False
         self.current = Epoch(self._take_number())
         return epochs

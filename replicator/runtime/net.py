@@ -24,6 +24,9 @@ from replicator.engine.ports import Buffer, Channel, ChannelEvents
 LUMP = 256 * 1024
 """Bytes given to the transport at a time (a single larger buffer goes whole)."""
 
+JOIN_MAX = 16 * 1024
+"""Bytes: what is smaller is joined in one buffer, as acknowledgements are; else each keeps its own."""
+
 LINGER = 1.0
 """Seconds after close() in which the peer may still take what was sent."""
 
@@ -149,6 +152,8 @@ class TcpChannel(asyncio.Protocol):
             self._handed += size
             if len(lump) == 1:
                 transport.write(lump[0])
+            elif size <= JOIN_MAX:
+                transport.write(b"".join(lump))
             else:
                 transport.writelines(lump)
             self._report_sent()

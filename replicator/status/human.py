@@ -103,6 +103,8 @@ def _peer(resource: ResourceSnapshot, named: bool) -> list[str]:
     if connected or peer_role != "Unknown":
         words.append(f"role:{peer_role}")
     words.append(f"node:{resource.peer}")
+    if resource.unsent:
+        words.append(f"unsent:{-(-resource.unsent // 1024)}")
     lines = _wrapped(2, words)
     if connected:
         for volume in resource.volumes:

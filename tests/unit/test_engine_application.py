@@ -14,6 +14,7 @@ from protocol.states import CONN_MASK, CONN_SHIFT, DISK_SHIFT, PDSK_SHIFT, Conn,
 from replicator.engine.replication import RemoteRead
 from replicator.engine.requests import Countdown
 from replicator.engine.settings import DiskSettings, NetSettings
+from replicator.engine.transfer_log import EPOCHS_MAX
 from replicator.metadata.layout import geometry
 from tests.simulation import world
 from tests.simulation.pair import INTERNAL, MIB, Node, Pair, apply_al
@@ -378,3 +379,49 @@ def test_a_read_from_the_peer_is_joined_in_order_and_has_no_data_after_an_error(
     read.part(1, 0, b"b")
     read.part(0, errno.EIO, b"")
     assert heard[1] == (errno.EIO, b"")
+
+
+# --- bounds --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends_by", ["the flush", "a lost connection"])
+def test_a_peer_whose_flush_takes_long_makes_new_writes_wait_when_the_log_is_full(
+    ends_by: str,
+) -> None:
+    pair = synced(net=NetSettings(max_epoch_size=4))
+    log = pair.alice.r.replication.log
+    pair.bob.disks[0].slow = lambda kind, _offset, _length: 20.0 if kind == "flush" else 0.0
+    volume, results = pair.alice.volume(), []
+    limit = 4 * EPOCHS_MAX
+    for number in range(limit + 50):
+        volume.write(BLOCK * (number % 40), bytes([number & 255]) * BLOCK, False, results.append)
+        pair.run(0.01)
+    assert results == [0] * limit and log.unacknowledged == limit
+    shown = pair.alice.r.snapshot()
+    assert shown.unstable == limit and "the peer's disk" in shown.volumes[0].waiting_for
+    assert shown.volumes[0].ap == 50
+    if ends_by == "the flush":
+        pair.run(120)
+    else:
+        pair.network.break_all()
+        pair.run(0.1)
+        assert results == [0] * (limit + 50), "without a peer nothing has to wait for it"
+        pair.bob.disks[0].slow = None
+    pair.run(5)
+    pair.settle()
+    assert results == [0] * (limit + 50)
+    pair.run(60)
+    assert at_rest(pair.alice) == REST and pair.alice.data() == pair.bob.data()
+
+
+def test_what_the_peer_has_not_written_yet_is_bounded_and_shown() -> None:
+    pair = synced(net=NetSettings(max_buffers=8))
+    pair.bob.disks[0].slow = lambda kind, _offset, _length: 1.0 if kind == "write" else 0.0
+    volume, results, most = pair.alice.volume(), [], 0
+    for number in range(60):
+        volume.write(BLOCK * number, b"x" * BLOCK, False, results.append)
+        pair.run(0.01)
+        most = max(most, pair.bob.r.snapshot().unwritten)
+    assert 0 < most <= 8 * BLOCK + 2 * BLOCK, "what had been read already may come on top"
+    pair.run(60)
+    assert results == [0] * 60 and pair.bob.r.snapshot().unwritten == 0

@@ -479,5 +479,5 @@ def test_every_account_is_even_again_after_random_traffic() -> None:
         assert len(answers) == 150 + barriers
         assert rig.volume.locks.count == 0
         assert rig.writes.unacknowledged == {rig.volume: 0}
-        assert rig.link.reading and rig.writes._bytes == 0
+        assert rig.link.reading and rig.writes.bytes_held == 0
         assert not rig.disk.medium.unflushed

@@ -167,3 +167,8 @@ def test_every_field_of_the_json_document_is_documented() -> None:
     (one,) = shown["volumes"]
     for name in [*document, *shown, *one, *one["progress"]]:
         assert f"`{name}`" in text, name
+
+
+def test_what_the_network_has_not_taken_is_shown_in_whole_kib() -> None:
+    assert "node:b unsent:2\n" in resource_text(resource(volume(), unsent=1025))
+    assert "unsent" not in resource_text(resource(volume()))
