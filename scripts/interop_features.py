@@ -127,13 +127,49 @@ def other_protocol(stage: Stage) -> None:
     refused(stage, "protocol")
 
 
-def refused(stage: Stage, word: str) -> None:
+@scenario(
+    "other-verify-alg",
+    "verify-alg differs: both stand alone",
+    Plan(own_net="verify-alg sha1;", kernel_net="verify-alg md5;"),
+)
+def other_verify_alg(stage: Stage) -> None:
+    refused(stage, "verify-alg differs: sha1 here, md5 on the peer")
+
+
+@scenario(
+    "secret-here-only",
+    "only our node wants authentication: both stand alone",
+    Plan(own_net='cram-hmac-alg sha1; shared-secret "one";'),
+)
+def secret_here_only(stage: Stage) -> None:
+    refused(stage, "cram-hmac-alg missing in the peer")
+
+
+@scenario(
+    "secret-there-only",
+    "only the kernel wants authentication: both stand alone",
+    Plan(kernel_net='cram-hmac-alg sha1; shared-secret "one";'),
+)
+def secret_there_only(stage: Stage) -> None:
+    refused(stage, "the peer wants authentication")
+
+
+@scenario(
+    "xxh3",
+    "a digest that no kernel knows: we stand alone and say what to choose",
+    Plan(own_net="verify-alg xxh3-128;"),
+)
+def xxh3(stage: Stage) -> None:
+    refused(stage, "choose one of the kernel's", kernel="StandAlone|WFConnection")
+
+
+def refused(stage: Stage, word: str, kernel: str = "StandAlone") -> None:
     """The two must not connect; ours says why."""
     stage.prepare()
     stage.own.up()
     stage.kernel.adm("up", check=False)
     stage.own.wait(cstate="StandAlone", timeout=40)
-    stage.kernel.wait(cs="StandAlone", seconds=60)
+    stage.kernel.wait(cs=kernel, seconds=60)
     stage.show("refused")
     reason = str(stage.own.status()["last_error"])
     stage.check(bool(re.search(word, reason, re.I)), f"our reason: {reason}")

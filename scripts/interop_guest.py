@@ -124,6 +124,10 @@ class Guest:
             [*command, str(script)], stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log
         )
 
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
     def booted(self) -> None:
         """Wait until the guest takes commands."""
         self._await(self.share / "ready", BOOT_SECONDS, "boot")

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -89,17 +89,20 @@ class Stage:
             self._fill(self.pair.bob.backing(number), size, seed=2 * number + 2)
         if plan.reachable == "host":
             self._point_own_node_at_nobody(guest_port)
-        disks = [f"{self.pair.bob.backing(n)},discard=unmap" for n, _ in enumerate(plan.sizes)]
         self._boot = 0
         self._seconds = seconds
-        self._disks, self._guest_port = disks, guest_port
+        self._guest_port = guest_port
         self._start_guest()
 
     def _start_guest(self) -> None:
+        self.start_kernel_with([self.pair.bob.backing(n) for n, _ in enumerate(self.plan.sizes)])
+
+    def start_kernel_with(self, disks: Sequence[Path]) -> None:
+        """Boot a guest with these disks; its DRBD is not configured."""
         self._boot += 1
         self.guest = Guest(
             self.directory / f"boot-{self._boot}",
-            self._disks,
+            [f"{disk},discard=unmap" for disk in disks],
             self._guest_port,
             name="guest",
             seconds=self._seconds,
@@ -110,7 +113,46 @@ class Stage:
         """Power cut: the guest is gone at once, and another one has its disks."""
         self.guest.kill()
         self._start_guest()
-        self._configure_guest()
+        self.configure_kernel()
+
+    def start_kernel(self) -> None:
+        """A guest with the kernel's disks as they are now, configured, DRBD not up."""
+        self._start_guest()
+        self.configure_kernel()
+
+    def stop_kernel(self) -> None:
+        """Taken down in good order, and the guest with it: its disks can be used here."""
+        self.kernel.adm("down")
+        self.guest.close()
+
+    def swap_disks(self) -> None:
+        """Each node gets the other's disk. Both have to be stopped."""
+        for number, _size in enumerate(self.plan.sizes):
+            own, kernel = self.own.backing(number), self.pair.bob.backing(number)
+            between = own.with_name("between")
+            own.rename(between)
+            kernel.rename(own)
+            between.rename(kernel)
+
+    def referee(self, node: Node, title: str) -> None:
+        """drbdmeta reads the metadata of a stopped node's disk, and sees there what we see."""
+        for word in ("dump-md", "get-gi"):
+            command = ["drbdmeta", "--force", "0", "v08", str(node.backing(0)), "internal", word]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+            force = ["--force"] if word == "dump-md" else []
+            ours = node.cmd(word, *force, RESOURCE, check=False)
+            same = self._statements(done.stdout) == self._statements(ours.stdout)
+            if done.returncode or not same:
+                self.say(f"drbdmeta:\n{done.stdout}{done.stderr}\nreplicator:\n{ours.stdout}")
+            self.check(done.returncode == 0 and same, f"{word} of drbdmeta and ours: {title}")
+
+    @staticmethod
+    def _statements(text: str) -> list[str]:
+        """Without comments and words about unclean metadata. dump-md of drbdmeta prints no flags;
+        they are at the end of get-gi."""
+        lines = (line.split("#")[0].strip() for line in text.splitlines())
+        ends = (";", "{", "}", "0", "1")
+        return [line for line in lines if line.endswith(ends) and not line.startswith("flags")]
 
     def _ports(self) -> tuple[int, int]:
         own, guest = re.findall(r"address 127\.0\.0\.1:(\d+)", self.pair.config_path.read_text())
@@ -129,11 +171,12 @@ class Stage:
 
     def prepare(self) -> None:
         """The guest is up, both nodes have their configuration and fresh metadata."""
-        self._configure_guest()
+        self.configure_kernel()
         self.kernel.create_md()
         self.own.create_md()
 
-    def _configure_guest(self) -> None:
+    def configure_kernel(self) -> None:
+        """The guest is up and has the kernel node's configuration."""
         plan = self.plan
         self.guest.booted()
         self.kernel.configure(
@@ -248,6 +291,26 @@ class Stage:
         """own_writes in a thread; join() raises what went wrong in it."""
         return Background(lambda: self.own_writes(seed, count, pause=pause, area=area))
 
+    def own_load(self, seed: int, *, area: int) -> Callable[[], None]:
+        """own_writes in a thread, batch after batch, until the result is called, which raises what
+        went wrong in it."""
+        stopping = threading.Event()
+
+        def write() -> None:
+            number = seed
+            while not stopping.is_set():
+                self.own_writes(number, 20, pause=0.05, area=area)
+                number += 1
+
+        load = Background(write)
+
+        def stop() -> None:
+            self.check(load.running, "the application has been writing all the time")
+            stopping.set()
+            load.join()
+
+        return stop
+
     def kernel_writes(
         self, seed: int, count: int = 60, *, volume: int = 0, area: int = 0, pause: float = 0
     ) -> None:
@@ -292,7 +355,8 @@ class Stage:
 
     def compare(self) -> None:
         """Both disks hold what the models say. Call it when nothing is being written."""
-        self.guest.sh("sync")
+        if self.guest.running:
+            self.guest.sh("sync")
         for number, model in enumerate(self.models):
             for name, node in (("replicator", self.pair.alice), ("kernel", self.pair.bob)):
                 found = node.backing(number).read_bytes()[: len(model)]
