@@ -63,7 +63,8 @@ def run(scenario: Scenario, pcap: Path | None) -> str:
         with Stage(scenario.plan, say, scenario.seconds + 60) as stage:
             try:
                 scenario.play(stage)
-                stage.show("at the end")
+                if stage.guest.running:
+                    stage.show("at the end")
             except (AssertionError, OutOfTime, OSError, KeyError) as problem:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 say(f"    FAILED: {type(problem).__name__}: {problem}")
