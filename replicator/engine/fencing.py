@@ -190,15 +190,13 @@ class Fencing:
     # --- for people ---------------------------------------------------------------------------
 
     def reason(self) -> str:
-        """Why I/O is frozen for fencing."""
+        """What ends a suspension of I/O for fencing."""
         if self._running_since is not None:
             seconds = self._resource.clock.now() - self._running_since
-            return f"the fence-peer handler, for {seconds:.0f} s"
+            return f"the fence-peer handler ends (running for {seconds:.0f} s)"
         name = self._resource.settings.name
         why = f"{self._failure}; " if self._failure else ""
-        return (
-            f"the peer ({why}if it is certainly down, or cannot write: replicator resume-io {name})"
-        )
+        return f"the peer is back ({why}if it is certainly down: replicator resume-io {name})"
 
     def _log(self, level: str, message: str) -> None:
         self._resource.log.log(level, message)

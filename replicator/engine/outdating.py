@@ -28,9 +28,9 @@ from protocol.states import (
 )
 from replicator.engine.cluster import SUCCESS
 from replicator.engine.fencing import needs_outdated_peer
-from replicator.engine.refusals import NEED_UP_TO_DATE, refusal
+from replicator.engine.refusals import refusal
 from replicator.engine.states import adjust, permitted, possible, valid
-from replicator.errors import NoDiskError, WorseThanOutdated
+from replicator.errors import NoDiskError, NoUsableDataError, WorseThanOutdated
 
 if TYPE_CHECKING:
     from replicator.engine.resource import Resource
@@ -80,7 +80,11 @@ def _outdate_now(volume: Volume, done: AdminDone) -> None:
             )
         )
         return
-    code = NEED_UP_TO_DATE if old.role is Role.Primary else _code(old)
+    if old.role is Role.Primary:
+        text = "State change failed: (-2) Need access to UpToDate data"
+        done(NoUsableDataError(f"{volume.name}: {text}: this node is Primary, its data are in use"))
+        return
+    code = _code(old)
     if code:
         done(refusal(volume, code))
         return

@@ -32,6 +32,8 @@ def refusal(volume: Volume, code: int) -> ReplicatorError:
             other = f"attach the disk: replicator attach {volume.name}"
         else:
             other = f"if this copy is to count as the good one: replicator primary --force {name}"
+        if state.disk is Disk.Consistent:
+            found += "; fence-peer did not prove that it has nothing newer"
         return NoUsableDataError(
             f"{text} ({found})",
             hint=f"connect to a peer that has UpToDate data; or, {other}",

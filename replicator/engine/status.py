@@ -129,7 +129,9 @@ def _suspension(volume: Volume) -> str:
     if state.susp_fen:
         reasons.append(volume.resource.fencing.reason())
     if state.susp_nod:
-        reasons.append(f"good data, here or at the peer (or replicator resume-io {name}: errors)")
+        reasons.append(
+            f"good data are back, here or at the peer (replicator resume-io {name}: errors instead)"
+        )
     if state.susp:
         reasons.append(f"replicator resume-io {name}")
     count = volume.application.frozen

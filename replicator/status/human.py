@@ -24,6 +24,10 @@ CONNECTED_STATES = frozenset(
 )  # fmt: skip
 
 
+KNOWN_WITHOUT_CONNECTION = frozenset({"Inconsistent", "Outdated"})
+"""What is known of the peer's disk without asking: it cannot take over with it."""
+
+
 def status_text(resources: Iterable[ResourceSnapshot]) -> str:
     """One block per resource, each followed by an empty line."""
     return "".join(resource_text(resource) + "\n" for resource in resources)
@@ -105,6 +109,9 @@ def _peer(resource: ResourceSnapshot, named: bool) -> list[str]:
     words.append(f"node:{resource.peer}")
     if resource.unsent:
         words.append(f"unsent:{-(-resource.unsent // 1024)}")
+    if not connected and not named and resource.volumes:
+        peer_disk = resource.volumes[0].peer_disk
+        words += [f"peer-disk:{peer_disk}"] if peer_disk in KNOWN_WITHOUT_CONNECTION else []
     lines = _wrapped(2, words)
     if connected:
         for volume in resource.volumes:

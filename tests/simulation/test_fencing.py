@@ -98,7 +98,10 @@ def test_while_the_handler_runs_status_says_so() -> None:
     fence(pair.alice, 4, seconds=10)
     cut(pair)
     pair.run(3)
-    assert "fence-peer handler, for 3 s" in pair.alice.r.snapshot().volumes[0].waiting_for
+    assert (
+        "fence-peer handler ends (running for 3 s)"
+        in pair.alice.r.snapshot().volumes[0].waiting_for
+    )
     pair.run(10)
     assert pair.alice.r.snapshot().volumes[0].waiting_for != ""
     assert not pair.alice.r.snapshot().volumes[0].susp_fen
