@@ -1,0 +1,163 @@
+"""Resyncs that are disturbed: by a node that dies, a link that is cut, writes, a pause."""
+
+from __future__ import annotations
+
+import pytest
+
+from protocol.states import Conn, Disk, Role
+from replicator.engine.settings import DiskSettings
+from tests.simulation.pair import MIB, Pair, differing_blocks
+from tests.simulation.strikes import Watch
+
+BLOCK = 4096
+SLOW = DiskSettings(al_extents=67, c_plan_ahead=0, resync_rate=256 * 1024)
+
+
+def interrupted(settings: DiskSettings = SLOW) -> Pair:
+    """bob has missed 2 MiB of alice's, and is being brought up to date."""
+    pair = Pair(size=8 * MIB, disk=settings)
+    pair.up_prepared()
+    pair.bob.kill()
+    pair.run(1)
+    pair.alice.write(0, b"m" * MIB)
+    pair.alice.write(2 * MIB, b"n" * MIB)
+    pair.bob.up()
+    return pair
+
+
+def under_way(pair: Pair) -> None:
+    pair.run_until(lambda: pair.alice.is_(Conn.SyncSource))
+    pair.run(2)
+    left = pair.alice.volume().bitmap.weight
+    assert 0 < left < 512, "some has been copied, and some is left"
+
+
+def whole(pair: Pair) -> None:
+    pair.settle()
+    assert not differing_blocks(pair.alice, pair.bob)
+    assert pair.alice.volume().bitmap.weight == pair.bob.volume().bitmap.weight == 0
+    assert pair.bob.data()[:MIB] == b"m" * MIB
+    assert pair.bob.data()[2 * MIB : 3 * MIB] == b"n" * MIB
+
+
+@pytest.mark.parametrize("end", ["kill", "power_loss"])
+def test_a_target_that_dies_goes_on_with_what_is_left(end):
+    pair = interrupted()
+    under_way(pair)
+    left = pair.alice.volume().bitmap.weight
+    getattr(pair.bob, end)()
+    pair.run(1)
+    pair.bob.up()
+    pair.run_until(lambda: pair.bob.is_(Conn.SyncTarget), 30)
+    # What had been copied but was not yet noted on its disk may be copied once more.
+    assert left <= pair.bob.volume().resync.total <= 512
+    whole(pair)
+
+
+@pytest.mark.parametrize("end", ["kill", "power_loss"])
+def test_a_source_that_dies_leaves_a_target_that_does_not_count(end):
+    pair = interrupted()
+    under_way(pair)
+    getattr(pair.alice, end)()
+    pair.run(30)
+    assert pair.bob.is_(disk=Disk.Inconsistent)
+    pair.alice.up()
+    whole(pair)
+
+
+def test_writes_while_the_resync_is_paused_reach_both():
+    pair = interrupted()
+    under_way(pair)
+    pair.bob.do(lambda done: pair.bob.r.pause_sync(0, done))
+    pair.run(0.5)
+    assert pair.alice.is_(Conn.PausedSyncS)
+    for offset in (0, 2 * MIB + 3 * BLOCK, 3 * MIB - BLOCK, 5 * MIB):
+        pair.alice.write(offset, b"p" * BLOCK)
+    pair.alice.flush()
+    left = pair.alice.volume().bitmap.weight
+    pair.run(20)
+    assert pair.alice.volume().bitmap.weight == left, "nothing is copied meanwhile"
+    pair.bob.do(lambda done: pair.bob.r.resume_sync(0, done))
+    pair.settle()
+    assert not differing_blocks(pair.alice, pair.bob)
+    assert pair.bob.data()[3 * MIB - BLOCK : 3 * MIB] == b"p" * BLOCK
+
+
+FAST = DiskSettings(al_extents=67, c_max_rate=0)
+
+
+@pytest.mark.parametrize("after", range(0, 30, 2))
+def test_a_link_that_is_cut_at_the_very_end_of_a_resync(after):
+    """Whatever the last messages were that arrived: the copies are equal, and both know it."""
+    pair = interrupted(FAST)
+    watch = Watch(pair)
+    assert watch.until("nothing marked", 60)
+    for _ in range(after):
+        pair.clock.step()
+    pair.network.break_all()
+    pair.run(1)
+    whole(pair)
+    one, other = (node.volume().store.uuids for node in (pair.alice, pair.bob))
+    assert one.current & ~1 == other.current & ~1
+    assert one.bitmap == other.bitmap == 0
+
+
+@pytest.mark.parametrize("after", range(0, 30, 2))
+def test_who_writes_on_after_an_end_that_one_side_missed_is_never_overwritten_unasked(after):
+    pair = interrupted(FAST)
+    watch = Watch(pair)
+    assert watch.until("nothing marked", 60)
+    for _ in range(after):
+        pair.clock.step()
+    pair.network.cut = {"alice", "bob"}
+    pair.network.break_all()
+    pair.alice.write(0, b"a" * BLOCK)
+    pair.alice.flush()
+    pair.alice.power_loss()
+    pair.network.cut = set()
+    pair.run(1)
+    promoted = pair.bob.is_(disk=Disk.UpToDate)
+    if promoted:
+        pair.bob.primary()
+        pair.bob.write(BLOCK, b"b" * BLOCK)
+    pair.alice.up()
+    pair.run(30)
+    if promoted:
+        assert pair.alice.is_(Conn.StandAlone) and pair.bob.is_(Conn.StandAlone)
+        assert pair.alice.data()[:BLOCK] == b"a" * BLOCK
+        assert pair.bob.data()[BLOCK : 2 * BLOCK] == b"b" * BLOCK
+    else:
+        pair.settle()
+        assert pair.bob.data()[:BLOCK] == b"a" * BLOCK
+        assert not differing_blocks(pair.alice, pair.bob)
+
+
+def test_a_missed_end_with_nobody_who_writes_copies_nothing():
+    pair = interrupted(FAST)
+    pair.alice.secondary()
+    pair.run_until(lambda: pair.bob.is_(Conn.Connected, Disk.UpToDate), 60)
+    assert pair.alice.is_(Conn.SyncSource), "it has not heard of the end"
+    lines = len(pair.lines)
+    pair.network.break_all()
+    whole(pair)
+    sizes = [line for line in pair.lines[lines:] if "resync as source" in line]
+    assert all(" 0 KiB" in line for line in sizes)
+
+
+def test_a_primary_that_is_the_target_survives_the_loss_of_its_source():
+    """Its applications read and write through the peer; alone it has no data to go on with."""
+    pair = interrupted()
+    under_way(pair)
+    pair.alice.secondary()
+    pair.bob.primary()
+    pair.bob.write(0, b"b" * BLOCK)
+    assert pair.bob.read(2 * MIB, BLOCK) == b"n" * BLOCK
+    pair.alice.kill()
+    pair.run(1)
+    with pytest.raises(OSError, match="read"):
+        pair.bob.read(3 * MIB - BLOCK, BLOCK)
+    pair.alice.up()
+    pair.settle()
+    assert pair.bob.is_(role=Role.Primary)
+    assert pair.alice.data()[:BLOCK] == b"b" * BLOCK
+    assert not differing_blocks(pair.alice, pair.bob)
