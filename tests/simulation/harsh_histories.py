@@ -14,19 +14,22 @@ import random
 from collections.abc import Callable
 from errno import EIO
 
-from protocol.states import Disk
+from protocol.states import Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.errors import ReplicatorError
 from tests.simulation import disk_histories, histories
 from tests.simulation.disk_histories import DiskHistory
 from tests.simulation.histories import SIZE, Account, Act
-from tests.simulation.pair import FLEXIBLE, INTERNAL, MIB, Node, Pair
+from tests.simulation.pair import FLEXIBLE, INTERNAL, MIB, Node, Pair, create_md
 from tests.simulation.strikes import MEETING, PARTING, WRITING, Watch
 
 WEIGHTS = {
     **disk_histories.WEIGHTS,
     "strike": 30,
     "survivor": 8,
+    "fall_apart": 8,
+    "force": 2,
+    "replace_disk": 3,
     "outage": 4,
     "meet_again": 6,
     "burst_cold": 4,
@@ -41,7 +44,7 @@ WEIGHTS = {
     "settle": 4,
 }
 BLOWS = (
-    *("kill", "power_loss", "survivor", "burst") * 2,
+    *("kill", "power_loss", "survivor", "burst", "fall_apart") * 2,
     *("outage", "cut", "break_connections", "break_one", "lose_one_way", "cut_after_bytes"),
     *("flush", "trim", "fail_disk", "slow_disk", "hang_disk", "detach", "clock_jumps", "order"),
     *("pause_sync", "disconnect", "fail_over", "invalidate"),
@@ -98,6 +101,8 @@ class HarshHistory(DiskHistory):
         hot = rng.randrange(self.blocks - 4)
         self.hot = [hot, hot, hot + 1, hot + 2, *(rng.randrange(self.blocks) for _ in range(4))]
         """Blocks that half of all requests go to."""
+        self.meta_slower = rng.choice((1, 1, 20)) if external else 1
+        """How much longer a metadata device of its own takes."""
         self.watch = Watch(self.pair)
         self.flushes: list[list[tuple[int, dict[int, int]]]] = [[] for _ in self.accounts]
         """By volume, of flushes under the present Primary: the number of the last write before it
@@ -134,11 +139,10 @@ class HarshHistory(DiskHistory):
                 self._promoted(node)
 
     def _promoted(self, node: Node) -> None:
-        """Has it all that it must have, if it has been in touch with everything promised?"""
-        if not self.split and node.name in self.current:
-            for number, account in enumerate(self.accounts):
-                if node.volume(number).state.disk is Disk.UpToDate:
-                    self._check_copy(node, number, account)
+        """What its applications see now must hold all promises, and be of one moment."""
+        for number, account in enumerate(self.accounts):
+            if not self.split and node.volume(number).state.disk is Disk.UpToDate:
+                self._check_copy(node, number, account)
         for flushes in self.flushes:
             flushes.clear()
 
@@ -305,24 +309,98 @@ class HarshHistory(DiskHistory):
         self.pair.run(self.rng.choice((1.0, 20.0)))
 
     def _survivor(self) -> None:
-        """The Primary's node fails, and what manages the cluster promotes the other one."""
+        """The Primary's node fails, and what manages the cluster promotes the other one, which may
+        have had to start anew, too."""
         primary = self._primary()
         if primary is not None:
             self._alone()
-            other = self.pair.bob if primary is self.pair.alice else self.pair.alice
-            if self.protocol == "C" and other.name in self.current:
-                # It lives on, so it needs no flush to have all that was completed.
-                self.completed = [a.before_flush(primary.name) for a in self.accounts]
-            self._end_of(primary, self.rng.choice((Node.kill, Node.power_loss)))
-            self.pair.run(self.rng.choice((0.0, 0.01, 3.0)))
+            other = self._other(primary)
+            in_touch = other.name in self.current
+            how = self.rng.choice((Node.kill, Node.power_loss))
+            self.completed = [a.before_flush(primary.name) for a in self.accounts]
+            self._end_of(primary, how)
+            self.pair.run(self.rng.choice((0.0, 0.0, 0.01, 3.0)))
+            if other.resource is not None and self.rng.random() < 0.5:
+                again = self.rng.choice((Node.kill, Node.power_loss))
+                self._end_of(other, again)
+                self._try(other.up)
+                if again is Node.power_loss:
+                    self.powerless.add(other.name)
+                    self.completed = []
+            if self.protocol != "C" or not in_touch:
+                # Only a peer that lives, and was told before the end, has all that was completed.
+                self.completed = []
+            if self.protocol != "C" and in_touch and other.resource is not None:
+                # What was on its way is given up, and the other's copy is the one that counts.
+                self.discarded, self.ambiguous = primary.name, True
+                self.current = {other.name}
+        self._promote_whoever_is_left()
+
+    def _other(self, node: Node) -> Node:
+        return self.pair.bob if node is self.pair.alice else self.pair.alice
+
+    def _promote_whoever_is_left(self) -> None:
         others = [n for n in self.nodes if n.resource is not None]
         if others and not self._primaries():
-            promote = others[0].name in self.current
-            (self._fail_over if promote else self._promote_wrongly)()
+            known = others[0].name in self.current
+            (self._fail_over if known else self._promote_wrongly)()
         self.completed = []
         self._work()
         self.pair.run(self.rng.choice((0.0, 0.01, 1.0)))
         self._alone()
+
+    def _fall_apart(self) -> None:
+        """The nodes lose sight of each other, the Primary goes on for a while and fails, and the
+        other one is promoted by a cluster that asks nobody."""
+        primary = self._primary()
+        if primary is None:
+            return
+        rng = self.rng
+        if rng.random() < 0.5:
+            self.pair.network.cut = {"alice", "bob"}
+        self.pair.network.break_all()
+        self._alone()
+        self.pair.run(rng.choice((0.0, 0.0, 0.01)))
+        self._work()
+        self.pair.run(rng.choice((0.0, 0.001, 0.01, 1.0)))
+        self._end_of(primary, rng.choice((Node.kill, Node.power_loss)))
+        self._mend()
+        self._promote_whoever_is_left()
+        if rng.random() < 0.2:
+            self._force()
+        if rng.random() < 0.5:
+            self._try(primary.up)
+            self.pair.run(rng.choice((0.01, 1.0)))
+
+    def _force(self) -> None:
+        """Nobody else is there, so an administrator declares this copy good, whatever it has."""
+        running = [n for n in self.nodes if n.resource is not None]
+        if len(running) != 1 or running[0].r.role is Role.Primary:
+            return
+        node = running[0]
+        self._note(f"  {node.name}")
+        before = set(self.current)
+        self._try(lambda: node.primary(force=True))
+        if node.r.role is Role.Primary:
+            self.split = self.split or before != {node.name}
+            self.current &= {node.name}
+            for account in self.accounts:
+                account.floor[node.name].clear()
+
+    def _replace_disk(self) -> None:
+        """A node that is down gets new disks, full of something else; the other has all data."""
+        down = [n for n in self.nodes if n.resource is None]
+        if len(down) != 1 or self._other(down[0]).name not in self.current:
+            return
+        node = down[0]
+        self._note(f"  {node.name}")
+        self.current.discard(node.name)
+        for number in range(self.volumes):
+            garbage = self.rng.randbytes(8) * 512
+            for page in self.rng.sample(range(self.blocks), 40):
+                node.media[number].put(page * 4096, garbage)
+            create_md(node.metas[number], self.pair.placement)
+            self.accounts[number].floor[node.name].clear()
 
     def _outage(self) -> None:
         """Both nodes lose power at the same moment."""
@@ -369,6 +447,7 @@ class HarshHistory(DiskHistory):
 
     def _opened(self, node: Node, number: int) -> None:
         self.watch.opened(node, number)
+        node.meta_disks[number].delay *= self.meta_slower
         if self.bad_disk is not None:
             chance = random.Random(self.bad_disk.random())
             node.meta_disks[number].fails = lambda *_: EIO if chance.random() < 0.1 else 0

@@ -109,8 +109,10 @@ def marked(medium: Medium, superblock_at: int, page_at: Callable[[int], bytes]) 
     page_at: the medium's current or its stable pages.
     """
     head = superblock(page_at(superblock_at // PAGE), superblock_at)
+    if head.current & ~1 in (0, UUID_JUST_CREATED):
+        return -1  # also of a volume whose size is not known yet
     everything = (1 << head.blocks) - 1
-    if head.current & ~1 in (0, UUID_JUST_CREATED) or head.flags & FULL_SYNC:
+    if head.flags & FULL_SYNC:
         return everything
     first = head.bm_offset // PAGE
     pages = range(first, first + ceil_div(head.blocks, 8 * PAGE))
