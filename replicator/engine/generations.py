@@ -25,6 +25,9 @@ JUST_CREATED = 4
 SYNC_STEP = 1 << 48
 """Added to the tracked generation to name the resync that serves it."""
 
+LOST_NAMES_MAX = 256
+"""So many names of one resync may have been lost before two copies count as strangers."""
+
 SPLIT_BRAIN = 100
 """Both copies changed since a common base; the after-split-brain policies may solve it."""
 SPLIT_BRAIN_NO_BASE = -100
@@ -259,12 +262,14 @@ def _sync_uuid_lost(source: UuidSet, target: UuidSet, version: int) -> bool:
     """Source opened a resync of the generation that target still has; its name never arrived.
 
     That name alone says so: the generation may have left the source's history since (DRBD wants to
-    see it there, too)."""
+    see it there, too). And several names in a row may be lost, if the connection breaks again and
+    again while the target's disk does not answer (DRBD allows for one)."""
     if version < 96:
         return target.current == source.history0 and target.history0 == source.history1
-    return (
-        target.current not in _NO_GENERATION and _step(target.current) & _NO_ROLE == source.bitmap
-    )
+    if target.current in _NO_GENERATION or not source.bitmap:
+        return False
+    steps, rest = divmod(source.bitmap - target.current & _NO_ROLE, SYNC_STEP)
+    return not rest and 0 < steps <= LOST_NAMES_MAX
 
 
 def _undo_open_sync(source: UuidSet, target: UuidSet) -> None:

@@ -80,7 +80,6 @@ def _volume(resource: Resource, volume: Volume) -> VolumeSnapshot:
         aftr_isp=state.aftr_isp,
         peer_isp=state.peer_isp,
         user_isp=state.user_isp,
-        al_suspended=volume.al_suspended,
         ns=counters.sent >> 1,
         nr=counters.received >> 1,
         dw=counters.written >> 1,

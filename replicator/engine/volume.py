@@ -76,7 +76,7 @@ class Volume:
         self.data_disk: DiskPort | None = None
         self.bitmap: Bitmap | None = None
         self.activity_log: ActivityLog | None = None
-        """The log while it is in force; None without a disk or while updates are suspended."""
+        """The log while it is in force; None without a disk or with al-updates no."""
         self.activity_log_object: ActivityLog | None = None
         self.size_sectors = 0
         self.sequence = 0
@@ -207,22 +207,10 @@ class Volume:
         self.data_disk = store.data if store is not None and usable else None
         self.bitmap = store.bitmap if store is not None else None
         log = self.activity_log_object
-        if not usable or self.al_suspended or not self.settings.disk.al_updates:
+        if not usable or not self.settings.disk.al_updates:
             log = None
         self.activity_log = log
         self.application.find_straight()
-
-    @property
-    def al_suspended(self) -> bool:
-        """Every bit is set and nobody can clear one: there is nothing that the log could add."""
-        store = self.store
-        return (
-            store is not None
-            and self.state.conn < Conn.Connected
-            and store.bitmap.bits > 0
-            and store.bitmap.weight == store.bitmap.bits
-            and not store.superblock.flags & Flags.FULL_SYNC
-        )
 
     def _follow_data(self, old: StateWord, new: StateWord) -> None:
         """What the change means for generations and for the crashed-Primary mark."""

@@ -6,7 +6,8 @@ import pytest
 
 from protocol.states import Conn, Disk
 from replicator.engine.settings import NetSettings
-from tests.simulation.pair import Pair
+from replicator.metadata.layout import geometry
+from tests.simulation.pair import FLEXIBLE, INTERNAL, Pair, differing_blocks
 
 
 def until_conn(pair, node, conn):
@@ -17,7 +18,7 @@ def hang(disk, pair, seconds, where=None):
     """What is written there now arrives all at once, after that time."""
     end = pair.clock.time + seconds
     disk.slow = lambda kind, offset, _length: (
-        max(0.0, end - pair.clock.time) if kind == "write" and where in (None, offset) else 0.0
+        max(0.0, end - pair.clock.time) if "write" in kind and where in (None, offset) else 0.0
     )
 
 
@@ -105,3 +106,47 @@ def test_the_name_of_a_full_sync_may_overtake_the_consent_to_it(seed):
     pair.bob.do(lambda done: pair.bob.r.invalidate(0, done))
     pair.settle()
     assert not [line for line in pair.lines if "ProtocolError" in line]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_write_begun_while_every_bit_was_set_is_covered_after_the_full_sync(seed):
+    """It was under way when the peer came, the full sync copied it, and then its own disk, which was
+    never asked to flush it, lost it."""
+    pair = Pair(seed, placement=FLEXIBLE)
+    alice = pair.alice
+    alice.up()
+    alice.primary(force=True)
+    hang(alice.disks[0], pair, 1.0, where=8 * 4096)
+    alice.volume().write(8 * 4096, b"w" * 4096, False, lambda _errno: None)
+    pair.run(0.01)
+    alice.disks[0].slow = None
+    pair.bob.up()
+    pair.settle()
+    assert pair.bob.data()[8 * 4096 : 9 * 4096] == b"w" * 4096
+    alice.power_loss()
+    pair.run(1)
+    alice.up()
+    pair.settle()
+    assert not differing_blocks(alice, pair.bob)
+
+
+def test_a_target_that_has_lost_several_names_of_its_resync_is_no_stranger():
+    """Its disk did not answer while the connection broke again and again, and then it lost power."""
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    bob.kill()
+    pair.run(1)
+    alice.write(0, b"w" * 4096)
+    alice.secondary()
+    bob.up()
+    hang(bob.disks[0], pair, 60.0, where=geometry(bob.media[0].size, INTERNAL).sb_offset)
+    for _ in range(4):
+        until_conn(pair, bob, Conn.SyncTarget)
+        pair.network.break_all()
+        pair.run(0.1)
+    bob.power_loss()
+    pair.run(1)
+    bob.up()
+    pair.settle()
+    assert not differing_blocks(alice, bob)
