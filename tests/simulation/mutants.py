@@ -26,7 +26,7 @@ BROKEN = ("AttributeError", "NameError", "TypeError", "UnboundLocalError")
 
 
 class BrokenMutantError(Exception):
-    """The mutation itself fails."""
+    """The mutation itself fails, or the engine fails without it: nothing can be said."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ class Found:
 
 
 def hunt(name: str, limit: int, first: int = 0) -> Found | None:
-    """The first history that notices this mutant; None if none of `limit` does."""
+    """The first history that notices this mutant, and nothing without it; None if none of `limit`
+    does. Raises BrokenMutantError."""
     assert set(ORDER) == set(KINDS)
     with applied(name):
         for count, kind in enumerate(islice(cycle(ORDER), limit)):
@@ -49,8 +50,15 @@ def hunt(name: str, limit: int, first: int = 0) -> Found | None:
             if failure.startswith(BROKEN):
                 raise BrokenMutantError(f"{name}, {kind} history of seed {seed}: {failure}")
             if failure:
-                return Found(count + 1, kind, seed, failure.splitlines()[0])
-    return None
+                break
+        else:
+            return None
+    blamed, _history = played((kind, seed))
+    if blamed:
+        raise BrokenMutantError(
+            f"{kind} history of seed {seed} fails without {name}, too: {blamed}"
+        )
+    return Found(count + 1, kind, seed, failure.splitlines()[0])
 
 
 def row(name: str, limit: int, found: Found | None, seconds: float) -> str:
