@@ -56,8 +56,9 @@ class Application:
         """Completions that wait for a new generation, or for the end of a suspension."""
         self._may_retry = volume.resource.settings.on_no_data_accessible == "suspend-io"
         """What found no good data is tried again when there is some: so its data are kept."""
-        self._unshared: set[Write] = set()
-        """Writes on their way to the local disk that the peer neither gets nor has been told of."""
+        self._unshared: dict[Write, None] = {}
+        """Writes on their way to the local disk that the peer neither gets nor has been told of, in
+        the order in which it would be."""
         self._lost = False
         """A write that was completed is on no stable storage and cannot be put there any more: the
         next flush has to say so."""
@@ -370,7 +371,7 @@ class Application:
         elif mode == "out-of-sync":
             volume.mark_out_of_sync(write.sector, write.nsectors, tell_peer=True)
         if mode != "data":
-            self._unshared.add(write)
+            self._unshared[write] = None
         if disk is None:
             self._local_done(write, None, EIO)
         elif write.kind is Kind.WRITE:
@@ -390,7 +391,7 @@ class Application:
             write.hold = None
         if not self._may_retry:
             write.data = b""
-        self._unshared.discard(write)
+        self._unshared.pop(write, None)
         if errno:
             write.local = Part.FAILED
             write.errno = errno
@@ -407,7 +408,7 @@ class Application:
         if write.local is Part.PENDING:
             if write.net is Part.FAILED:
                 # Its end will mark it, which may be too late for a bitmap that is sent before.
-                self._unshared.add(write)
+                self._unshared[write] = None
             return
         if write.completed and not self._is_kept(write):
             self._lost = True

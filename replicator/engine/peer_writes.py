@@ -174,7 +174,7 @@ class PeerWrites:
         """From here on it will be written, also if the connection ends: so it counts as received."""
         write.epoch.active += 1
         if write.tracked:
-            write.volume.tracked_writes.add(write)
+            write.volume.tracked_writes[write] = None
         if write.flags & SEND_RECEIVE_ACK:
             self._acknowledge(write, RECV_ACK)
         end = write.sector + write.nsectors
@@ -249,7 +249,7 @@ class PeerWrites:
             write.al = None
             log.end(first, last)
         if write.tracked:
-            volume.tracked_writes.discard(write)
+            volume.tracked_writes.pop(write, None)
             volume.keep_superblock()
         if errno:
             self._acknowledge(write, NEG_ACK)

@@ -28,6 +28,7 @@ from replicator.engine.dispatch import dispatch, dispatch_block
 from replicator.engine.establish import Establisher, Sockets
 from replicator.engine.fencing import Fencing
 from replicator.engine.link import Link
+from replicator.engine.pacing import Courtesy
 from replicator.engine.peer_reads import PeerReads
 from replicator.engine.peer_writes import PeerWrites
 from replicator.engine.ports import Clock, Entropy, Handlers, Log, Network, Timer
@@ -66,6 +67,7 @@ class Resource:
         self.log = ports.log
         self.handlers = ports.handlers
         self.on_change: Callable[[], None] | None = None
+        self.courtesy = Courtesy(ports.clock)
         self.replication = Replication(self)
         self.cluster = Cluster(self)
         self.fencing = Fencing(self)

@@ -32,24 +32,22 @@ from protocol.packets import (
 )
 from protocol.states import Conn, Disk, Role, StateWord
 from replicator.engine.handler_calls import BEFORE_TARGET, before_resync
-from replicator.engine.requests import Countdown
+from replicator.engine.pacing import TICK, Pace
 from replicator.engine.snapshot import Progress
-from replicator.engine.zeroes import Run, may_unmap, zero_runs
+from replicator.engine.zeroes import write_thin
 
 if TYPE_CHECKING:
     from replicator.engine.intervals import Hold
     from replicator.engine.link import Link
-    from replicator.engine.ports import Disk as DiskPort
-    from replicator.engine.ports import Done, Timer
+    from replicator.engine.ports import Timer
     from replicator.engine.volume import Volume
 
 REQUEST_BITS = 256
 """Largest request: 1 MiB, aligned to its size, so it never crosses a 16 MiB extent."""
 SECTORS_PER_BIT = 8
-WINDOW_BYTES = 16 << 20
-"""Requested and not yet written on the target."""
-UNFLUSHED_BYTES_MAX = 64 << 20
-TICK = 0.1
+REQUESTS_MAX = 1024
+"""Requests under way at once, however small."""
+UNFLUSHED_MAX = 64 << 20
 WRITE_BACK_INTERVAL = 2.0
 """Cleared bits go to the metadata disk about this often."""
 MARK_INTERVAL = 3.0
@@ -97,13 +95,19 @@ class Resync:
         self._received: set[_Block] = set()
         """Answers that wait for their range."""
         self._in_flight = 0
+        """Bytes asked for and not yet written; of these, not yet answered:"""
+        self._unanswered = 0
         self._writing = 0
         self._unflushed: list[_Block] = []
         self._unflushed_bytes = 0
         self._flushing = False
         self._ready = False
         self._finishing = False
-        self._budget = 0.0
+        self.pace = Pace(volume.settings.disk, volume.resource.courtesy)
+        self._received_sectors = 0
+        """Of all runs: what else the volume has received are the peer's writes. As of last tick:"""
+        self._mirrored = 0
+        self._wake: Timer | None = None
         self._tick: Timer | None = None
         self._write_back: Timer | None = None
 
@@ -142,6 +146,10 @@ class Resync:
         self._marks.clear()
         self._marks.append((now, self.total))
         self._arm_write_back()
+        disk = volume.settings.disk
+        self.pace = Pace(disk, volume.resource.courtesy)
+        self.pace.courtesy.begin(self, disk.c_min_rate, disk.c_plan_ahead)
+        self._ticked()
 
     def state_changed(self, old: StateWord, new: StateWord) -> None:
         """The volume's state changed: pause, go on, or forget everything."""
@@ -163,15 +171,16 @@ class Resync:
 
     def _stop(self) -> None:
         """No more resync. Writes still on their way to the disk give their locks back themselves."""
-        for timer in (self._tick, self._write_back):
+        for timer in (self._tick, self._wake, self._write_back):
             if timer is not None:
                 timer.cancel()
-        self._tick = self._write_back = None
+        self._tick = self._wake = self._write_back = None
+        self.pace.courtesy.end(self)
         self._again.clear()
         self._requested.clear()
         self._received.clear()
         self._unflushed.clear()
-        self._in_flight = self._unflushed_bytes = self._writing = 0
+        self._in_flight = self._unanswered = self._unflushed_bytes = self._writing = 0
         self._ready = self._finishing = self._flushing = False
         self._run += 1
         store = self._volume.store
@@ -205,7 +214,6 @@ class Resync:
             return None
         now = self._volume.resource.clock.now()
         since, left = self._marks[0]
-        rate = self._rate()
         return Progress(
             verify=False,
             total=self.total,
@@ -213,7 +221,8 @@ class Resync:
             elapsed=now - self._started - self._paused,
             mark_age=now - since,
             mark_left=left,
-            want=(rate >> 10) if conn is Conn.SyncTarget else None,
+            want=self.pace.want() if conn is Conn.SyncTarget else None,
+            reason=self.pace.reason.value,
         )
 
     # --- target -------------------------------------------------------------------------------
@@ -256,18 +265,12 @@ class Resync:
 
         volume.write_superblock(stable)
 
-    def _rate(self) -> int:
-        """Bytes per second to ask for; 0: as much as the link and the disks take."""
-        disk = self._volume.settings.disk
-        return disk.c_max_rate if disk.c_plan_ahead else disk.resync_rate
-
     def _request_more(self) -> None:
         """Ask for marked ranges as far as window and rate allow; find the end."""
         volume, link = self._volume, self._link
         if not self._ready or link is None or volume.state.conn is not Conn.SyncTarget:
             return
-        rate = self._rate()
-        while self._may_ask(rate):
+        while self._may_ask():
             first, count = self._next()
             if count <= 0:
                 self._at_end()
@@ -278,34 +281,46 @@ class Resync:
         """(first, count) of the bits to ask for now; count 0 or less: there are none."""
         bitmap = self._volume.bitmap
         assert bitmap is not None
+        most = self.pace.request_size(REQUEST_BITS << 12) >> 12
         while self._again:
             begin, end = self._again.popleft()
-            first, count = bitmap.next_run(begin, REQUEST_BITS, REQUEST_BITS)
+            first, count = bitmap.next_run(begin, most, most)
             if count > 0 and first < end:
                 count = min(count, end - first)
                 self._again.appendleft((first + count, end))
                 return first, count
-        first, count = bitmap.next_run(self._cursor, REQUEST_BITS, REQUEST_BITS)
+        first, count = bitmap.next_run(self._cursor, most, most)
         self._cursor = first + count if count > 0 else self._cursor
         return first, count
 
-    def _may_ask(self, rate: int) -> bool:
-        if self._in_flight >= WINDOW_BYTES or self._unflushed_bytes >= UNFLUSHED_BYTES_MAX:
+    def _may_ask(self) -> bool:
+        pace, clock = self.pace, self._volume.resource.clock
+        many = len(self._requested) >= REQUESTS_MAX
+        if many or self._in_flight >= pace.window.size or self._unflushed_bytes >= UNFLUSHED_MAX:
             return False
-        if not rate:
+        wait = pace.wait(self, clock.now())
+        if not wait:
             return True
-        if self._tick is None:
-            self._budget = rate * TICK
-            self._tick = self._volume.resource.clock.call_later(TICK, self._ticked)
-        return self._budget > 0
+        if self._wake is None:
+            self._wake = clock.call_later(min(wait, TICK), self._woken)
+        return False
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._request_more()
 
     def _ticked(self) -> None:
-        self._tick = None
-        rate = self._rate()
-        self._budget = min(self._budget, 0) + rate * TICK if rate else 0
-        if self._volume.state.conn in TARGET and rate:
-            self._tick = self._volume.resource.clock.call_later(TICK, self._ticked)
-            self._request_more()
+        """Every TICK while it runs: remember why it is not faster."""
+        volume = self._volume
+        if volume.state.conn in SOURCE:
+            volume.resync_source.note_pace(self.pace)
+        elif self._wake is None:
+            unwritten = self._in_flight - self._unanswered + self._unflushed_bytes
+            self.pace.not_limited(self._unanswered, unwritten)
+        mirrored = volume.counters.received - self._received_sectors
+        self.pace.tick(peer_writes=mirrored != self._mirrored)
+        self._mirrored = mirrored
+        self._tick = volume.resource.clock.call_later(TICK, self._ticked)
 
     def _ask(self, link: Link, first: int, count: int) -> None:
         volume = self._volume
@@ -314,7 +329,8 @@ class Resync:
         block = _Block(sector, nsectors, volume.resource.clock.now(), self._run)
         self._requested[sector] = block
         self._in_flight += nsectors << 9
-        self._budget -= nsectors << 9
+        self._unanswered += nsectors << 9
+        self.pace.asked(block.since, nsectors << 9)
         algorithm = volume.resource.settings.net.csums_alg
         if algorithm and volume.data_disk is not None:
             volume.data_disk.read(
@@ -347,13 +363,14 @@ class Resync:
         block = self._take(packet.sector, len(packet.data), "RS_DATA_REPLY")
         if block is not None:
             self._volume.counters.received += block.nsectors
+            self._received_sectors += block.nsectors
             self._arrived(block, packet.data)
 
     def got_deallocated(self, packet: BlockDesc) -> None:
         """RS_DEALLOCATED: the source has nothing but zeroes there."""
         block = self._take(packet.sector, packet.size, "RS_DEALLOCATED")
         if block is not None:
-            self._budget += packet.size  # what has not been transferred does not count
+            self.pace.not_transferred(packet.size)
             self._arrived(block, b"")
 
     def _arrived(self, block: _Block, data: bytes) -> None:
@@ -383,6 +400,8 @@ class Resync:
             expected = "nothing" if block is None else f"{block.nsectors << 9} bytes"
             raise WireError(f"{what} for sector {sector}: expected {expected}, found {size} bytes")
         del self._requested[sector]
+        self._unanswered -= size
+        self.pace.window.answered(size, self._volume.resource.clock.now() - block.since)
         if block.overtaken:
             self._ask_again(block)
             return None
@@ -425,22 +444,8 @@ class Resync:
             self._flush()
             self._request_more()
 
-        self._put(disk, block, data, written)
-
-    def _put(self, disk: DiskPort, block: _Block, data: bytes, done: Done) -> None:
-        """Data as data, zeroes as holes, so that a thin disk stays thin."""
-        offset, length = block.sector << 9, block.nsectors << 9
-        runs = zero_runs(data, offset) if data else [Run(0, length, True)]
-        granularity = self._volume.settings.disk.rs_discard_granularity
-        part = Countdown(len(runs), done).part_done if len(runs) > 1 else done
-        for start, end, zero in runs:
-            if zero:
-                unmap = may_unmap(offset + start, end - start, granularity) and not disk.allocated
-                disk.zero(offset + start, end - start, unmap, part)
-            elif len(runs) == 1:
-                disk.write(offset, data, part)
-            else:
-                disk.write(offset + start, memoryview(data)[start:end], part)
+        granularity = volume.settings.disk.rs_discard_granularity
+        write_thin(disk, block.sector << 9, block.nsectors << 9, data, granularity, written)
 
     def _release(self, block: _Block) -> None:
         if block.hold is not None:

@@ -27,12 +27,14 @@ from protocol.packets import (
 )
 from protocol.states import Conn, Disk, StateWord
 from replicator.engine.handler_calls import BEFORE_SOURCE, before_resync
+from replicator.engine.pacing import TICK, Pace, Reason
 from replicator.engine.resync import SECTORS_PER_BIT, SOURCE
 from replicator.engine.zeroes import is_zero
 
 if TYPE_CHECKING:
     from replicator.engine.intervals import Hold
     from replicator.engine.link import Link
+    from replicator.engine.ports import Timer
     from replicator.engine.volume import Volume
 
 STARTING = (Conn.WFBitMapS, Conn.StartingSyncS)
@@ -56,6 +58,7 @@ class ResyncSource:
         """The connection that the queue and the counts belong to."""
         self._queue: deque[tuple[int, BlockRequest]] = deque()
         self._reading = 0
+        self._wake: Timer | None = None
 
     @property
     def _link(self) -> Link | None:
@@ -126,13 +129,34 @@ class ResyncSource:
     def answer_more(self) -> None:
         """Read for as many of the requests as memory and the link's queue allow."""
         link = self._asked_by
+        volume = self._volume
+        courtesy, clock = volume.resource.courtesy, volume.resource.clock
         while self._queue and link is not None and not link.closed:
             if self._reading >= READING_MAX or link.data.channel.unsent >= UNSENT_MAX:
                 return
+            if wait := courtesy.wait(volume.resync, clock.now()):
+                if self._wake is None:
+                    self._wake = clock.call_later(min(wait, TICK), self._woken)
+                return
             command, request = self._queue.popleft()
+            courtesy.take(clock.now(), request.blksize)
             self._reading += request.blksize
             # The data must not be older than a write of the peer that came before the request.
             self._after_peer_writes(partial(self._read, link, command, request))
+
+    def _woken(self) -> None:
+        self._wake = None
+        self.answer_more()
+
+    def note_pace(self, pace: Pace) -> None:
+        """Why the target does not get more at this moment, as far as it can be seen from here."""
+        link = self._asked_by
+        if self._wake is not None:
+            pace.now = Reason.YIELDING
+        elif link is not None and link.data.channel.unsent:
+            pace.now = Reason.LINK
+        else:
+            pace.now = Reason.OWN_DISK if self._reading else Reason.PEER
 
     def _after_peer_writes(self, action: Callable[[], None]) -> None:
         writes = self._volume.resource.peer_writes

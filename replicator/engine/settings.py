@@ -55,10 +55,11 @@ class DiskSettings:
     md_flushes: bool = True
     resync_rate: int = 250 * 1024
     c_plan_ahead: float = 2.0
-    c_delay_target: float = 1.0
-    c_fill_target: int = 100 * 512
-    c_max_rate: int = 100 * 1024 * 1024
-    c_min_rate: int = 250 * 1024
+    c_delay_target: float = 0.1
+    c_fill_target: int = 0
+    c_max_rate: int = 4 << 30
+    """0: no limit."""
+    c_min_rate: int = 4 << 20
     discard_zeroes_if_aligned: bool = True
     rs_discard_granularity: int = 0
 

@@ -25,6 +25,8 @@ class Progress:
     """Bits that were left at that mark."""
     want: int | None
     """Controller rate in KiB/s; only on the side that requests (sync target, verify initiator)."""
+    reason: str = ""
+    """Why it is not faster, as far as this node knows, for people."""
 
 
 @dataclass(slots=True)

@@ -104,7 +104,7 @@ class Volume:
         """The superblock says PRIMARY_IND, and data or bitmap may not be stable yet."""
         self._touched = False
         """Something was written since the settling began."""
-        self.tracked_writes: set[PeerWrite] = set()
+        self.tracked_writes: dict[PeerWrite, None] = {}
         """Writes under way for a Primary that had no disk when it sent them."""
         self._settling = False
         self._after_settling: list[Callable[[int], None]] = []
@@ -144,9 +144,15 @@ class Volume:
         self.resource.changed()
 
     def read(self, offset: int, length: int, done: ReadDone) -> None:
+        courtesy = self.resource.courtesy
+        if courtesy.watching:
+            done = courtesy.timed(done)
         self.application.read(offset, length, done)
 
     def write(self, offset: int, data: Buffer, fua: bool, done: Done) -> None:
+        courtesy = self.resource.courtesy
+        if courtesy.watching:
+            done = courtesy.timed(done)
         self.application.write(offset, data, fua, done)
 
     def flush(self, done: Done) -> None:

@@ -101,6 +101,7 @@ def progress_lines(cs: str, progress: Progress) -> tuple[str, str]:
     second = (
         f"finish: {duration_text(rate.seconds_left)} speed: {rate.recent:,} ({rate.average:,})"
         f"{want} K/sec{' (stalled)' if rate.stalled else ''}"
+        f"{f' ({progress.reason})' if progress.reason else ''}"
     )
     return first, second
 

@@ -124,7 +124,7 @@ def test_exactly_the_algorithms_are_allowed_that_the_wire_protocol_knows() -> No
         assert set(row("net", name).choices) == set(digests.ALGORITHMS)
 
 
-def test_without_a_word_in_the_file_the_engine_gets_the_defaults_of_drbd_8_4() -> None:
+def test_without_a_word_in_the_file_the_engine_gets_its_defaults() -> None:
     settings = to_settings(view_of(resource()))
     assert settings.net == NetSettings()
     assert settings.volumes[0].disk == DiskSettings()

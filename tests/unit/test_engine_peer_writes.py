@@ -69,7 +69,7 @@ class FakeVolume:
     marked: list[tuple[int, int]] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     tracking: int = 0
-    tracked_writes: set[Any] = field(default_factory=set)
+    tracked_writes: dict[Any, None] = field(default_factory=dict)
 
     def mark_out_of_sync(self, sector: int, nsectors: int) -> None:
         self.marked.append((sector, nsectors))
