@@ -70,7 +70,10 @@ class Clock:
         """Let this much time pass."""
         end = self.time + seconds
         while self._queue and self._queue[0][0] <= end:
-            self.step()
+            if self._queue[0][2].action is None:
+                heapq.heappop(self._queue)  # cancelled: what comes next may be due after `end`
+            else:
+                self.step()
         self.time = end
 
     def run_until(self, condition: Callable[[], bool], limit: float = 60.0) -> None:
