@@ -146,6 +146,9 @@ class PeerWrites:
         write = PeerWrite(volume, kind, sector, nsectors, data, block_id, flags, epoch)
         self.unacknowledged[volume] = self.unacknowledged.get(volume, 0) + 1
         volume.counters.received += len(data) >> 9
+        if write.tracked:
+            # Not only when its turn comes: until then nothing may settle that relies on its mark.
+            volume.tracked_writes[write] = None
         self.bytes_held += len(data)
         if self.bytes_held > self._bytes_max and self._reading:
             self._reading = False
@@ -154,6 +157,15 @@ class PeerWrites:
             epoch.waiting.append(write)
         else:
             self._start(write)
+
+    def connection_lost(self) -> None:
+        """What waits for an earlier epoch will never be written."""
+        dropped = [w for e in self.epochs for w in e.waiting if isinstance(w, PeerWrite)]
+        for epoch in self.epochs:
+            epoch.waiting.clear()
+        for write in dropped:
+            write.volume.tracked_writes.pop(write, None)
+            write.volume.keep_superblock()
 
     def when_started(self, action: Callable[[], None]) -> None:
         """Run `action` once every write that has come so far is in line for its range."""
@@ -173,8 +185,6 @@ class PeerWrites:
     def _start(self, write: PeerWrite) -> None:
         """From here on it will be written, also if the connection ends: so it counts as received."""
         write.epoch.active += 1
-        if write.tracked:
-            write.volume.tracked_writes[write] = None
         if write.flags & SEND_RECEIVE_ACK:
             self._acknowledge(write, RECV_ACK)
         end = write.sector + write.nsectors

@@ -350,6 +350,8 @@ class Resource:
         for volume in self.volumes.values():
             volume.change(conn=state)
         self.replication.connection_lost()
+        if self.peer_writes is not None:
+            self.peer_writes.connection_lost()
         self.peer_writes = None
         self.peer_reads = None
         self.cluster.connection_lost()
