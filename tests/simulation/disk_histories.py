@@ -74,6 +74,9 @@ class DiskHistory(History):
         self.powerless: set[str] = set()
         """Nodes that have lost power since both were last in sync."""
 
+    def _may_suspect(self) -> bool:
+        return self.split or self.ambiguous
+
     # --- who has what -------------------------------------------------------------------------
 
     def _holders(self, primary: Node) -> set[str]:
@@ -157,6 +160,7 @@ class DiskHistory(History):
         def done(error: int) -> None:
             if not error:
                 account.completed(primary.name, sectors, number)
+                self._acknowledged(primary, volume)
                 self._alone()
 
         return done
@@ -353,6 +357,7 @@ class DiskHistory(History):
                 node.up()
             for disk in node.disks:
                 disk.fails = disk.slow = None
+        self.pair.run(5)  # orders that are still under way end
         for turn in range(6):
             if self._together():
                 break

@@ -166,7 +166,7 @@ class History:
     # --- the play -----------------------------------------------------------------------------
 
     def run(self) -> None:
-        self.guard = Guard(self.pair)
+        self.guard = Guard(self.pair, suspected=self._may_suspect)
         if self.rng.random() < 0.05:
             self.pair.up_synced()
         else:
@@ -181,6 +181,14 @@ class History:
         self.rng = random.Random(self.seed)
         self.heal()
         self.check()
+
+    def _may_suspect(self) -> bool:
+        """A split brain may be claimed that the lineage of the copies does not show."""
+        return self.split
+
+    def _acknowledged(self, primary: Node, volume: int) -> None:
+        if self.guard is not None:
+            self.guard.completed(primary.name, volume)
 
     def _note(self, words: str) -> None:
         """A line of the trace, among what the nodes log."""
@@ -239,6 +247,7 @@ class History:
         def done(errno: int) -> None:
             if not errno:
                 self.account.completed(primary.name, sectors, number)
+                self._acknowledged(primary, 0)
                 self._alone()
 
         data = struct.pack("<Q", number) * (64 * len(sectors))

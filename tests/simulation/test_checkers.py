@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 
+from protocol.states import Conn
+from replicator.engine import handshake
 from replicator.engine.activity_log import ActivityLog
+from replicator.engine.generations import UuidSet
+from replicator.engine.handshake import Handshake, Outcome, Verdict
+from replicator.engine.volume import Volume
 from tests.simulation.checkers.guard import Guard, Violation
+from tests.simulation.checkers.observe import Decided
 from tests.simulation.pair import Pair
 
 BLOCK = 4096
@@ -56,6 +62,64 @@ def test_writes_without_activity_log_are_found_before_any_power_is_lost(monkeypa
     pair, _guard = guarded()
     with pytest.raises(Violation, match="differ unmarked, if alice loses power now: 5"):
         written_alone(pair)
+
+
+def acknowledged(guard: Guard, *names: str) -> None:
+    for name in names:
+        guard.completed(name, 0)
+
+
+def test_a_split_brain_is_what_the_lineage_expects_and_no_violation():
+    pair, guard = guarded()
+    written_alone(pair)
+    acknowledged(guard, "alice")
+    pair.alice.secondary()
+    pair.bob.primary()
+    acknowledged(guard, "bob")
+    pair.network.cut = set()
+    pair.run(30)
+    assert pair.alice.is_(Conn.StandAlone) and pair.bob.is_(Conn.StandAlone)
+
+
+def test_a_verdict_that_overwrites_what_only_one_copy_has_is_found(monkeypatch):
+    resolve = handshake.resolve
+
+    def swapped(facts):
+        verdict = resolve(facts)
+        other = {Outcome.SOURCE: Outcome.TARGET, Outcome.TARGET: Outcome.SOURCE}
+        return verdict._replace(outcome=other.get(verdict.outcome, verdict.outcome))
+
+    pair, guard = guarded()
+    written_alone(pair)
+    acknowledged(guard, "alice")
+    pair.alice.secondary()
+    monkeypatch.setattr(handshake, "resolve", swapped)
+    pair.network.cut = set()
+    with pytest.raises(Violation, match=r"verdict (source|target) by rule .*, legal is only"):
+        pair.run(5)
+
+
+def test_a_difference_that_a_handshake_does_not_see_is_found(monkeypatch):
+    pair, guard = guarded()
+    monkeypatch.setattr(Volume, "new_generation", lambda self, then=None, *, forced=False: None)
+    written_alone(pair)
+    acknowledged(guard, "alice")
+    pair.network.cut = set()
+    with pytest.raises(Violation, match="verdict nothing by rule 40, legal is only"):
+        pair.run(5)
+
+
+def test_two_nodes_that_decide_differently_are_found():
+    pair, guard = guarded()
+    event = Decided("alice", 0, "7", Handshake(UuidSet(), UuidSet()), verdict(Outcome.SOURCE))
+    lineage = guard.lineages[0]
+    assert lineage.decided(event) == []
+    found = lineage.decided(event._replace(node="bob", verdict=verdict(Outcome.SOURCE)))
+    assert found == ["volume 0: bob decides source, its peer source"]
+
+
+def verdict(outcome: Outcome) -> Verdict:
+    return Verdict(outcome, False, 40, False, "", UuidSet(), UuidSet())
 
 
 def test_a_count_that_does_not_agree_with_the_bitmap_is_found():

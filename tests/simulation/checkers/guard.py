@@ -5,8 +5,14 @@ What this file must not know: what is right or wrong; each checker says that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from replicator.engine.handshake import Outcome
+from tests.simulation.checkers import observe
 from tests.simulation.checkers.counters import Counters
 from tests.simulation.checkers.coverage_of_differences import Differences
+from tests.simulation.checkers.lineage import MIRRORED, OTHER, Lineage
+from tests.simulation.checkers.observe import Decided
 from tests.simulation.pair import Pair
 
 EVERY = 13
@@ -21,19 +27,31 @@ class Violation(AssertionError):
 
 
 class Guard:
-    """Looks at a pair while it runs. every: events between two looks."""
+    """Looks at a pair while it runs. every: events between two looks. suspected: see Lineage."""
 
-    def __init__(self, pair: Pair, every: int = EVERY) -> None:
+    def __init__(
+        self, pair: Pair, every: int = EVERY, suspected: Callable[[], bool] = lambda: False
+    ) -> None:
         self._pair = pair
         self._every = every
         self._left = every
         self.looks = 0
         self.differences = [Differences(pair, n) for n in range(len(pair.alice.media))]
+        self.lineages = [Lineage(pair, n, suspected) for n in range(len(pair.alice.media))]
         self.counters = Counters(pair)
+        self.given_up: str | None = None
+        """The node whose changes the after-split-brain policies have given up last."""
+        self._verdicts: list[str] = []
+        """What is wrong with verdicts: kept for the next event, not thrown into the engine."""
+        observe.watch_handshakes(pair, self._decided)
         pair.clock.after_step = self._after_step
 
     def _after_step(self) -> None:
         self._left -= 1
+        for lineage in self.lineages:
+            lineage.look()
+        if self._verdicts:
+            self.report(self._verdicts)
         if self._left <= 0:
             self._left = self._every
             self.look()
@@ -45,6 +63,18 @@ class Guard:
         if self.looks % COUNTERS_EVERY == 0:
             found += self.counters.violations()
         self.report(found)
+
+    def completed(self, primary: str, volume: int) -> None:
+        """An application's write was acknowledged."""
+        self.lineages[volume].completed(primary)
+
+    def _decided(self, event: Decided) -> None:
+        verdict = event.verdict
+        self._verdicts += self.lineages[event.volume].decided(event)
+        discards = event.facts.own_discard or event.facts.peer_discard
+        if verdict.split_brain and verdict.outcome in MIRRORED and not discards:
+            source = verdict.outcome is Outcome.SOURCE
+            self.given_up = OTHER[event.node] if source else event.node
 
     def report(self, found: list[str]) -> None:
         if found:
