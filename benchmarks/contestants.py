@@ -58,12 +58,14 @@ def _served(path: Path, *pids: int) -> Served:
 
 
 @contextmanager
-def _replicator(frontend: str, protocol: str, stage: Stage, size: int) -> Iterator[Served]:
+def _replicator(
+    frontend: str, protocol: str, disk_io: str, stage: Stage, size: int
+) -> Iterator[Served]:
     with Pair(
         sizes=(size,),
         protocol=protocol,
         frontend=frontend,
-        sections=FAST_RESYNC,
+        sections=FAST_RESYNC | {"replicator": f"disk-io {disk_io};"},
         parent=stage.directory,
     ) as pair:
         pair.start_synced()
@@ -185,13 +187,14 @@ OURS = {"nbdkit": "nbdkit"}
 QEMU = {**OURS, "qemu-storage-daemon": "qemu-system-common"}
 
 
-def _ours(frontend: str, protocol: str) -> Contestant:
+def _ours(frontend: str, protocol: str, disk_io: str = "buffered") -> Contestant:
+    direct = disk_io == "direct"
     return Contestant(
-        f"{frontend}-{protocol}",
-        f"replicator, {frontend}, protocol {protocol}",
-        partial(_replicator, frontend, protocol),
+        f"{frontend}-{protocol}" + ("-direct" if direct else ""),
+        f"replicator, {frontend}, protocol {protocol}" + (", disk-io direct" if direct else ""),
+        partial(_replicator, frontend, protocol, disk_io),
         OURS,
-        quick=protocol == "C",
+        quick=protocol == "C" and not direct,
     )
 
 
@@ -209,6 +212,7 @@ def _qemus(kind: str, transport: str, aio: str, *, quick: bool = False) -> Conte
 
 CONTESTANTS = (
     *(_ours(frontend, protocol) for frontend in ("native", "nbdkit") for protocol in "CBA"),
+    _ours("native", "C", "direct"),
     _qemus("quorum", "tcp", "threads", quick=True),
     _qemus("quorum", "tcp", "io_uring"),
     _qemus("quorum", "unix", "threads"),

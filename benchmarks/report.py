@@ -41,7 +41,9 @@ over loopback, and so does qemu to its second copy where that says tcp.
 
 {rates}
 
-MiB/s for the 1 MiB workloads, else operations per second. *Median latency* of the same runs, in
+{legend}
+
+*Median latency* of the same runs, in
 microseconds:
 
 {latencies}
@@ -108,6 +110,7 @@ def page(results: Results) -> str:
         seconds=settings["seconds"],
         directory=f"`{settings['directory']}` (for the flushes: `{settings['disk_directory']}`)",
         rates=_matrix(results, _rate),
+        legend="\n".join(_legend(results)),
         latencies=_matrix(results, _latency),
         processor=_matrix(results, _processor),
         numbers=table(("", "median", "unit"), _number_rows(results)),
@@ -185,12 +188,17 @@ def _processor(results: Results, workload: Workload, contestant: str) -> str:
 
 
 def _matrix(results: Results, cell: Callable[[Results, Workload, str], str]) -> str:
-    head = ["", *(one.title for one in results.workloads)]
+    head = ["", *(one.short for one in results.workloads)]
     rows = [
         [one.title, *(cell(results, workload, one.key) for workload in results.workloads)]
         for one in results.contestants
     ]
     return table(head, rows)
+
+
+def _legend(results: Results) -> list[str]:
+    units = {"iops": "operations per second", "mib": "MiB per second"}
+    return [f"- *{one.short}*: {one.title}, {units[one.measure]}" for one in results.workloads]
 
 
 def _number_rows(results: Results) -> list[list[str]]:

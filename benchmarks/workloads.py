@@ -23,10 +23,11 @@ FIO_PATIENCE = 60.0
 
 @dataclass(frozen=True)
 class Workload:
-    """options: fio's. measure: the field of Result that is its rate. disk: measured on a real
-    disk, not in the page cache."""
+    """short: heading of a column. options: fio's. measure: the field of Result that is its rate.
+    disk: measured on a real disk, not in the page cache."""
 
     key: str
+    short: str
     title: str
     options: tuple[str, ...]
     measure: str = "iops"
@@ -38,6 +39,7 @@ def _random(kind: str, depth: int) -> Workload:
     words = {"randwrite": "write", "randread": "read"}[kind]
     return Workload(
         f"{kind}-4k-d{depth}",
+        f"{words} d{depth}",
         f"4 KiB random {words}, depth {depth}",
         (f"--rw={kind}", "--bs=4k", f"--iodepth={depth}"),
         quick=depth != 8 and (kind, depth) != ("randread", 1),
@@ -49,16 +51,19 @@ WORKLOADS = (
     *(_random("randread", depth) for depth in (1, 8, 32)),
     Workload(
         "mixed-4k-d8",
+        "70/30 d8",
         "4 KiB random, 70 % read, depth 8",
         ("--rw=randrw", "--rwmixread=70", "--bs=4k", "--iodepth=8"),
     ),
     Workload(
         "randwrite-64k-d8",
+        "64k write",
         "64 KiB random write, depth 8",
         ("--rw=randwrite", "--bs=64k", "--iodepth=8"),
     ),
     Workload(
         "write-1m-d8",
+        "1M write",
         "1 MiB sequential write, depth 8",
         ("--rw=write", "--bs=1m", "--iodepth=8"),
         measure="mib",
@@ -66,14 +71,23 @@ WORKLOADS = (
     ),
     Workload(
         "read-1m-d8",
+        "1M read",
         "1 MiB sequential read, depth 8",
         ("--rw=read", "--bs=1m", "--iodepth=8"),
         measure="mib",
     ),
     Workload(
         "flush-4k-d1",
+        "flushed",
         "4 KiB random write, each flushed, on the disk",
         ("--rw=randwrite", "--bs=4k", "--iodepth=1", "--fsync=1"),
+        disk=True,
+    ),
+    Workload(
+        "disk-randwrite-4k-d32",
+        "disk d32",
+        "4 KiB random write, depth 32, on the disk",
+        ("--rw=randwrite", "--bs=4k", "--iodepth=32"),
         disk=True,
     ),
 )

@@ -153,6 +153,7 @@ class ReplicatorOptions:
     """Directory of the NBD server's certificates; "" for no TLS."""
     tls_required: bool
     tls_verify_peer: bool
+    disk_io: str
     threads: int
     epoch_per_completion: bool
 

@@ -135,6 +135,13 @@ REPLICATOR = (
     ),
     boolean("replicator", "tls-required", False, "serve TCP clients only by TLS"),
     boolean("replicator", "tls-verify-peer", False, "TLS clients have to show a certificate too"),
+    choice(
+        "replicator",
+        "disk-io",
+        "buffered direct",
+        "buffered",
+        "whether backing disks are used through the page cache or past it",
+    ),
     number("replicator", "threads", 1, 256, 16, "requests that nbdkit handles at once"),
     boolean(
         "replicator",

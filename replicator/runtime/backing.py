@@ -15,6 +15,7 @@ from functools import partial
 from replicator.config.model import VolumeView
 from replicator.errors import NoDiskError, StateRefused
 from replicator.metadata.layout import Placement
+from replicator.runtime.direct_io import DirectFile
 from replicator.runtime.disk import FileDisk
 from replicator.runtime.metadata_files import Backing, apply_al_on, claim_slot, open_backing
 
@@ -41,10 +42,13 @@ class _Shared:
 
 class Backings:
     """All backing disks that a daemon has open. For the loop's thread, but for the opening.
-    say: told of remarks, e.g. that an activity log was applied."""
+    say: told of remarks, e.g. that an activity log was applied. direct: past the page cache."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, say: Callable[[str], None], *, direct: bool = False
+    ) -> None:
         self._loop = loop
+        self._direct = direct
         self._say = say
         self._disks: dict[str, _Shared] = {}
         self._volumes: dict[int, list[str]] = {}
@@ -103,12 +107,18 @@ class Backings:
             opened = await self._loop.run_in_executor(
                 None, partial(open_backing, path, index=index)
             )
+            try:
+                direct = DirectFile(opened.fd, path) if self._direct else None
+            except NoDiskError:
+                opened.close()
+                raise
             disk = FileDisk(
                 self._loop,
                 opened.fd,
                 opened.size,
                 block_device=opened.block_device,
                 name=f"disk{number}",
+                direct=direct,
             )
             shared = self._disks[path] = _Shared(disk, opened)
         elif index is not None:

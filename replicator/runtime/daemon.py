@@ -94,7 +94,11 @@ class ResourceDaemon:
         self._force_close = force_close
         self._end = asyncio.Event()
         self._shut_down = False
-        self._backings = Backings(loop, lambda remark: self.log.log("info", remark))
+        self._backings = Backings(
+            loop,
+            lambda remark: self.log.log("info", remark),
+            direct=setup.view.replicator.disk_io == "direct",
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self.settings = to_settings(setup.view)
         # Both nodes see the same two addresses, so they agree who dials first.

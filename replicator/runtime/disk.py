@@ -9,6 +9,9 @@ Rules:
 3. `done` is never called from inside the call it was given to, and always on the loop's thread.
 4. Knows nothing of replication, metadata or configuration.
 
+With direct I/O (direct_io) every call waits for the device itself: nothing is done inline then, and
+DIRECT_THREADS do what one thread or two do in the page cache.
+
 Lanes: writes one thread; zero and discard one (they can take long and must not hold up writes);
 reads READ_THREADS; flush and durable writes one, so that waiting flushes are served together.
 """
@@ -29,9 +32,12 @@ from queue import SimpleQueue
 
 from replicator.engine.ports import Buffer, Done, ReadDone
 from replicator.runtime import disk_ops
+from replicator.runtime.direct_io import DirectFile
 from replicator.runtime.turns import TurnLoop
 
 READ_THREADS = 2
+DIRECT_THREADS = 8
+"""Of reads, and of writes, past the page cache: how many the device gets at once."""
 
 INLINE_READ_MAX = 64 * 1024
 """Bytes; a longer read is copied on a thread, so as not to hold up the loop."""
@@ -136,7 +142,8 @@ class _Lane:
 class FileDisk:
     """The Disk port on an open file descriptor, which it owns and closes.
 
-    loop: the engine's loop; fd: opened read-write; size: bytes; block_device: False for a file.
+    loop: the engine's loop; fd: opened read-write; size: bytes; block_device: False for a file;
+    direct: the same file past the page cache, owned and closed as well.
     Errors reach `done` as an errno; after stop() every call is answered ENODEV.
     """
 
@@ -148,6 +155,7 @@ class FileDisk:
         *,
         block_device: bool = False,
         name: str = "disk",
+        direct: DirectFile | None = None,
     ) -> None:
         self.size = size
         self.name = name
@@ -155,8 +163,9 @@ class FileDisk:
         self._loop = loop
         self._fd = fd
         self._block_device = block_device
-        self._inline_reads = True
-        self._turns = loop if isinstance(loop, TurnLoop) else None
+        self._direct = direct
+        self._inline_reads = direct is None
+        self._turns = loop if direct is None and isinstance(loop, TurnLoop) else None
         self._inline_writes: list[_Write] = []
         self._inline_bytes = 0
         self._between_turns = False
@@ -177,9 +186,9 @@ class FileDisk:
         self._batches: dict[str, list[object]] = {}
         self._live_threads = 0
         for lane, threads, work in (
-            ("write", 1, self._run_calls),
+            ("write", DIRECT_THREADS if direct else 1, self._run_calls),
             ("bulk", 1, self._run_calls),
-            ("read", READ_THREADS, self._run_calls),
+            ("read", DIRECT_THREADS if direct else READ_THREADS, self._run_calls),
             ("sync", 1, self._run_sync),
         ):
             self._live_threads += threads
@@ -415,6 +424,8 @@ class FileDisk:
             self._live_threads -= 1
             if self._live_threads:
                 return
+        if self._direct is not None:
+            self._direct.close()
         os.close(self._fd)
         self._complete_from_thread([self._report_closed])
 
@@ -441,7 +452,10 @@ class FileDisk:
 
     def _do_read(self, offset: int, length: int, done: ReadDone) -> Completion:
         try:
-            data = disk_ops.read_all(self._fd, offset, length)
+            if self._direct is not None:
+                data = self._direct.read(offset, length)
+            else:
+                data = disk_ops.read_all(self._fd, offset, length)
         except OSError as error:
             return partial(done, self._failed(error), b"")
         return partial(done, 0, data)
@@ -466,7 +480,10 @@ class FileDisk:
 
     def _write_now(self, offset: int, data: Buffer) -> int:
         try:
-            disk_ops.write_all(self._fd, offset, data)
+            if self._direct is not None:
+                self._direct.write(offset, data)
+            else:
+                disk_ops.write_all(self._fd, offset, data)
         except OSError as error:
             return self._failed(error)
         finally:

@@ -362,16 +362,21 @@ def _read(path: os.PathLike[str], offset: int, length: int) -> bytes:
         return os.pread(file.fileno(), length, offset)
 
 
-def play(rounds: int, protocol: str, victim: str, *, seed: int, size: int = 32 * MIB) -> Tally:
-    """All of it, with a fresh pair; `size`: bytes of each backing file. Raises RoundFailed with the
-    reason and both logs."""
-    return _play(rounds, protocol, victim, seed, size, lambda line: None)
-
-
-def _play(
-    rounds: int, protocol: str, victim: str, seed: int, size: int, say: Callable[[str], None]
+def play(
+    rounds: int,
+    protocol: str,
+    victim: str,
+    *,
+    seed: int,
+    frontend: str = "nbdkit",
+    disk_io: str = "buffered",
+    size: int = 32 * MIB,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Tally:
-    with Pair(sizes=(size,), protocol=protocol, sections=SECTIONS) as pair:
+    """All of it, with a fresh pair; `size`: bytes of each backing file; say: told of each round.
+    Raises RoundFailed with the reason and both logs."""
+    sections = SECTIONS | {"replicator": f"disk-io {disk_io};"}
+    with Pair(sizes=(size,), protocol=protocol, frontend=frontend, sections=sections) as pair:
         game = CrashRounds(pair, protocol, victim, seed)
         game.start()
         try:
@@ -394,20 +399,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--protocol", choices="ABC", default="C")
     parser.add_argument("--victim", choices=VICTIMS, default="primary")
+    parser.add_argument("--frontend", choices=("nbdkit", "native"), default="nbdkit")
+    parser.add_argument("--disk-io", choices=("buffered", "direct"), default="buffered")
     parser.add_argument("--seed", type=int, default=None, help="of the random choices, not of time")
     parser.add_argument("--size", type=int, default=32, metavar="MIB", help="of each disk (32)")
     options = parser.parse_args(argv)
     seed = random.SystemRandom().randrange(1 << 32) if options.seed is None else options.seed
     what = f"protocol {options.protocol}, victim {options.victim}, seed {seed}"
+    what += f", {options.frontend}, disk-io {options.disk_io}"
     print(f"{options.rounds} rounds, {what}", flush=True)
     try:
-        tally = _play(
+        tally = play(
             options.rounds,
             options.protocol,
             options.victim,
-            seed,
-            options.size * MIB,
-            lambda line: print(line, flush=True),
+            seed=seed,
+            frontend=options.frontend,
+            disk_io=options.disk_io,
+            size=options.size * MIB,
+            say=lambda line: print(line, flush=True),
         )
     except RoundFailed as error:
         print(f"FAILED: {error}", flush=True)

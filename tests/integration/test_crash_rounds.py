@@ -20,19 +20,27 @@ def seed() -> int:
     return 20 if os.environ.get("CI") else random.SystemRandom().randrange(1 << 32)
 
 
-@pytest.mark.parametrize(("protocol", "rounds"), [("C", 6), ("B", 3), ("A", 3)])
+@pytest.mark.parametrize(
+    ("protocol", "frontend", "disk_io"),
+    [
+        ("C", "nbdkit", "buffered"),
+        ("C", "native", "direct"),
+        ("B", "native", "buffered"),
+        ("A", "nbdkit", "direct"),
+    ],
+)
 def test_the_peer_of_a_killed_primary_has_what_its_protocol_promises(
-    protocol: str, rounds: int, seed: int
+    protocol: str, frontend: str, disk_io: str, seed: int
 ) -> None:
-    tally = play(rounds, protocol, "primary", seed=seed)
-    assert (tally.rounds, tally.lost, tally.different) == (rounds, 0, 0)
+    tally = play(3, protocol, "primary", seed=seed, frontend=frontend, disk_io=disk_io)
+    assert (tally.rounds, tally.lost, tally.different) == (3, 0, 0)
     assert tally.acknowledged > 0, "no write was cut short: the kills came too early"
 
 
 def test_a_primary_whose_secondary_is_killed_fails_no_write_and_resynchronises_it(
     seed: int,
 ) -> None:
-    tally = play(3, "C", "secondary", seed=seed)
+    tally = play(3, "C", "secondary", seed=seed, frontend="native")
     assert (tally.rounds, tally.lost, tally.different) == (3, 0, 0)
     assert tally.others > 0
 

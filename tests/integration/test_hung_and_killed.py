@@ -25,9 +25,13 @@ MOMENTS = [0.0, 0.1, 0.2, 0.35]
 """Seconds after its start at which a command is ended."""
 
 
+BOTH_FRONT_ENDS = pytest.mark.parametrize("small", ["nbdkit", "native"], indirect=True)
+
+
 @pytest.fixture
-def small() -> Iterator[Pair]:
-    with Pair(sizes=(SIZE,)) as fresh:
+def small(request: pytest.FixtureRequest) -> Iterator[Pair]:
+    """With nbdkit, unless the test is run with both front ends."""
+    with Pair(sizes=(SIZE,), frontend=getattr(request, "param", "nbdkit")) as fresh:
         yield fresh
 
 
@@ -115,6 +119,7 @@ def test_what_hangs_can_be_ended_by_force_and_started_again(small: Pair) -> None
 # What a killed daemon leaves behind
 
 
+@BOTH_FRONT_ENDS
 def test_after_a_kill_everything_says_that_it_is_not_up_and_up_goes_on(small: Pair) -> None:
     small.start_synced()
     alice = small.alice
@@ -252,6 +257,7 @@ def test_a_daemon_ended_while_it_is_promoted_keeps_all_data(small: Pair, number:
     assert small.difference(size=SIZE - MIB) is None
 
 
+@BOTH_FRONT_ENDS
 def test_a_term_signal_is_an_orderly_end_also_with_a_client_and_no_resync_follows(
     small: Pair,
 ) -> None:

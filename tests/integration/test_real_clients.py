@@ -38,10 +38,12 @@ def run(*command: str | Path, code: int = 0) -> str:
     return done.stdout
 
 
-@pytest.fixture(scope="module", params=FRONTENDS)
+@pytest.fixture(scope="module", params=[*FRONTENDS, "native direct"])
 def mirror(request: pytest.FixtureRequest) -> Iterator[Pair]:
-    """Both UpToDate; the tests leave them so, and alice Primary."""
-    with Pair(sizes=(64 * MIB,), frontend=request.param, sections=FAST) as pair:
+    """Both UpToDate; the tests leave them so, and alice Primary. direct: disks past the page cache."""
+    frontend, _, direct = request.param.partition(" ")
+    sections = FAST | ({"replicator": "disk-io direct;"} if direct else {})
+    with Pair(sizes=(64 * MIB,), frontend=frontend, sections=sections) as pair:
         pair.start_synced()
         yield pair
 

@@ -15,17 +15,20 @@ import pytest_asyncio
 
 from replicator.runtime import disk as disk_module
 from replicator.runtime import disk_ops
+from replicator.runtime.direct_io import DirectFile
 from replicator.runtime.disk import FileDisk
 
 SIZE = 8 << 20
 
 
-@pytest_asyncio.fixture
-async def disk(tmp_path: Path) -> AsyncIterator[FileDisk]:
+@pytest_asyncio.fixture(params=["buffered", "direct"])
+async def disk(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[FileDisk]:
     path = tmp_path / "backing"
     path.write_bytes(b"")
     os.truncate(path, SIZE)
-    opened = FileDisk(asyncio.get_running_loop(), os.open(path, os.O_RDWR), SIZE, name="test")
+    fd = os.open(path, os.O_RDWR)
+    direct = DirectFile(fd, str(path)) if request.param == "direct" else None
+    opened = FileDisk(asyncio.get_running_loop(), fd, SIZE, name="test", direct=direct)
     yield opened
     opened.stop()
     assert await asyncio.to_thread(opened.join, 10.0)
@@ -59,6 +62,7 @@ async def test_completion_never_comes_inside_the_call(disk: FileDisk) -> None:
     assert order == ["returned", "done"]
 
 
+@pytest.mark.parametrize("disk", ["buffered"], indirect=True)
 async def test_a_cached_small_read_needs_no_thread(disk: FileDisk) -> None:
     await wait(disk.write, 0, b"y" * 8192)
     before = disk.counters.reads_inline
@@ -154,14 +158,14 @@ async def test_a_durable_write_is_synced_before_and_after(
     disk: FileDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
-    real_write = disk_ops.write_all
+    real_write = os.pwrite
     monkeypatch.setattr(disk_module.os, "fdatasync", lambda fd: events.append("sync"))
 
-    def write(fd: int, offset: int, data: bytes) -> None:
+    def write(fd: int, data: bytes, offset: int) -> int:
         events.append(f"write {offset}")
-        real_write(fd, offset, data)
+        return real_write(fd, data, offset)
 
-    monkeypatch.setattr(disk_module.disk_ops, "write_all", write)
+    monkeypatch.setattr(disk_module.os, "pwrite", write)
     assert await wait(disk.write, 0, b"d" * 4096) == 0
     assert await wait(disk.write_durable, 8192, b"e" * 4096) == 0
     assert events == ["write 0", "sync", "write 8192", "sync"]
