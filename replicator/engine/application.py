@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from protocol.states import Conn, Disk, Role
 from replicator.engine.activity_log import EXTENT_SHIFT, extents
+from replicator.engine.flush_outcome import FlushOutcome
 from replicator.engine.ports import Buffer, Done, ReadDone
 from replicator.engine.ports import Disk as DiskPort
 from replicator.engine.requests import MAX_DATA, MAX_ZERO, Countdown, Kind, Part, Write
@@ -135,12 +136,26 @@ class Application:
             volume.resource.soon(partial(done, refusal, b""))
             return
         self.pending += 1
+        disk = volume.data_disk
+        if self.straight and disk is not None:
+            disk.read(offset, length, partial(self._straight_read_done, offset, length, disk, done))
+        else:
+            self._read(offset, length, partial(self._read_answered, done))
 
-        def answer(errno: int, data: bytes) -> None:
-            self.pending -= 1
-            done(errno, data)
+    def _read_answered(self, done: ReadDone, errno: int, data: bytes) -> None:
+        self.pending -= 1
+        done(errno, data)
 
-        self._read(offset, length, answer)
+    def _straight_read_done(
+        self, offset: int, length: int, disk: DiskPort, done: ReadDone, errno: int, data: bytes
+    ) -> None:
+        """As _read_here, in one step, for the usual read."""
+        if errno:
+            self._read_failed(offset, length, disk, partial(self._read_answered, done), errno)
+            return
+        self._volume.counters.read += length >> 9
+        self.pending -= 1
+        done(0, data)
 
     def _read(self, offset: int, length: int, answer: ReadDone) -> None:
         if self._waits():
@@ -477,7 +492,7 @@ class Application:
             return
         volume = self._volume
         disk = volume.data_disk
-        outcome = _FlushOutcome(self, answer, disk)
+        outcome = FlushOutcome(self, answer, disk)
         if self._replication.flush_peer(volume, outcome.remote):
             outcome.remote_pending = True
         if disk is None:
@@ -532,12 +547,19 @@ class Application:
             if not errno:
                 volume.counters.read += length >> 9
                 answer(0, data)
-                return
-            volume.mark_out_of_sync(offset >> 9, length >> 9)
-            volume.local_io_error("read", offset >> 9, errno, disk)
-            self._read_there(offset, length, answer)
+            else:
+                self._read_failed(offset, length, disk, answer, errno)
 
         disk.read(offset, length, loaded)
+
+    def _read_failed(
+        self, offset: int, length: int, disk: DiskPort, answer: ReadDone, errno: int
+    ) -> None:
+        """Here; perhaps the peer has it."""
+        volume = self._volume
+        volume.mark_out_of_sync(offset >> 9, length >> 9)
+        volume.local_io_error("read", offset >> 9, errno, disk)
+        self._read_there(offset, length, answer)
 
     def _read_there(self, offset: int, length: int, answer: ReadDone) -> None:
         """From the peer."""
@@ -549,49 +571,3 @@ class Application:
                 answer(errno, data)
 
         self._replication.read_from_peer(self._volume, offset, length, ended)
-
-
-class _FlushOutcome:
-    """Joins the local and the remote half of a flush: one of them has to be good, both ended."""
-
-    __slots__ = (
-        "_answer",
-        "_application",
-        "_counted",
-        "_disk",
-        "_local",
-        "_remote_ok",
-        "remote_pending",
-    )
-
-    def __init__(self, application: Application, answer: Done, disk: DiskPort | None) -> None:
-        self._application = application
-        self._answer = answer
-        self._disk = disk
-        self._counted = application.counts
-        """The local copy was a good one when the flush began. If it is given up meanwhile, the peer
-        has all of it (see admin.detach), or what is lost is told (with_lost)."""
-        self._local: int | None = None
-        self._remote_ok = False
-        self.remote_pending = False
-
-    def local(self, errno: int) -> None:
-        self._local = errno
-        if errno:
-            self._application.flush_failed_locally(errno, self._disk)
-        self._join()
-
-    def remote(self, stable: bool) -> None:
-        self.remote_pending = False
-        self._remote_ok = stable
-        self._join()
-
-    def _join(self) -> None:
-        if self._local is None or self.remote_pending:
-            return
-        here = not self._local and self._counted
-        if self._remote_ok:
-            self._answer(self._application.with_lost(0))
-        else:
-            result = 0 if here else self._local or EIO
-            self._application.answer_flush(self._answer, here, result)

@@ -181,6 +181,7 @@ class FileDisk:
         self._dispatch_due = False
         self._completions: deque[Completion] = deque()
         self._wakeup_pending = False
+        self._deliver_due = False
         self._lock = threading.Lock()
         self._lanes: dict[str, _Lane] = {}
         self._batches: dict[str, list[object]] = {}
@@ -386,13 +387,11 @@ class FileDisk:
     # Completing.
 
     def _complete_later(self, completion: Completion) -> None:
-        """From the loop's thread."""
+        """From the loop's thread: no other one has to be kept out."""
         self._completions.append(completion)
-        with self._lock:
-            if self._wakeup_pending:
-                return
-            self._wakeup_pending = True
-        self._loop.call_soon(self._deliver)
+        if not self._deliver_due:
+            self._deliver_due = True
+            self._loop.call_soon(self._deliver)
 
     def _complete_from_thread(self, completions: list[Completion]) -> None:
         self._completions.extend(completions)
@@ -405,6 +404,7 @@ class FileDisk:
             self._loop.call_soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
+        self._deliver_due = False
         with self._lock:
             self._wakeup_pending = False
         completions = self._completions
