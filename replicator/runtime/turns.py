@@ -54,6 +54,8 @@ class TurnLoop(uvloop.Loop):
         self._unpark = threading.Event()
         self._calls: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self._ended = threading.Event()
+        self._broken: BaseException | None = None
+        """What ended the loop itself, not a callback in it: SystemExit and the like."""
 
     def between_turns(self, call: Callable[[], T], then: Callable[[T], None]) -> None:
         """On the loop: run `call` when this turn is over, and then(its result) in a later turn.
@@ -70,6 +72,8 @@ class TurnLoop(uvloop.Loop):
         self._start_thread("loop", self._lead, self._leader)
         self._start_thread("loop-watch", self._watch)
         self._ended.wait()
+        if self._broken is not None:
+            raise self._broken
         return outcome.result()
 
     def _start_thread(self, name: str, run: Callable[..., None], *arguments: object) -> None:
@@ -95,7 +99,11 @@ class TurnLoop(uvloop.Loop):
                         self.call_soon_threadsafe(then, result)
                     return
                 self.call_soon(then, result)
-            self.run_forever()
+            try:
+                self.run_forever()
+            except BaseException as error:
+                self._broken = error
+                break
         self._finish()
 
     def _call_begins(self) -> None:

@@ -119,6 +119,18 @@ def test_the_error_of_the_main_coroutine_reaches_who_runs_the_loop() -> None:
         play(story)
 
 
+def test_what_breaks_the_loop_itself_reaches_who_runs_it() -> None:
+    async def story(loop: TurnLoop) -> None:
+        def leave() -> None:
+            raise SystemExit(3)
+
+        loop.call_soon(leave)
+        await asyncio.sleep(LIMIT)
+
+    with pytest.raises(SystemExit):
+        play(story)
+
+
 def test_tasks_that_are_left_are_cancelled_at_the_end() -> None:
     ends: list[str] = []
 
