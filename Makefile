@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON_CODE := protocol replicator nbd_plugin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test lint format demo sim mutants torture bench interop clean
+.PHONY: help setup test lint format demo sim mutants torture fuzz bench interop clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -40,6 +40,10 @@ mutants: setup ## remove one safeguard of the engine after the other: do the his
 MINUTES := 5
 torture: setup ## faults of all kinds on two real nodes: make torture MINUTES=60 SEED=7
 	@$(VENV)/bin/python -m tests.integration.torture --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+
+fuzz: setup ## coverage-guided fuzzing of all parsers, or one: make fuzz TARGET=configuration SECONDS=600
+	@$(VENV)/bin/python -c "import atheris" 2>/dev/null || $(VENV)/bin/pip install -q -e ".[fuzz]"
+	@$(VENV)/bin/python -m tests.fuzz.fuzz $(TARGET) --seconds $(SECONDS)
 
 bench: setup ## measure replicator beside qemu, writes docs/benchmarks.*; a taste: make bench QUICK=1
 	@$(VENV)/bin/python -m benchmarks $(if $(QUICK),--quick) $(if $(DIR),--dir $(DIR)) $(BENCH)
