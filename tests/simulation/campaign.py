@@ -11,9 +11,11 @@ import gc
 import multiprocessing
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from tests.simulation.checkers.reached import REACHED
 from tests.simulation.disk_histories import DiskHistory
 from tests.simulation.harsh_histories import HarshHistory
 from tests.simulation.histories import Act, History
@@ -36,12 +38,15 @@ class Outcome:
     acts: int = 0
     steps: int = 0
     failures: list[tuple[Task, str]] = field(default_factory=list)
+    reached: Counter[str] = field(default_factory=Counter)
+    """How often each row of the engine's decision tables was reached."""
 
     def add(self, other: Outcome) -> None:
         self.histories += other.histories
         self.acts += other.acts
         self.steps += other.steps
         self.failures += other.failures
+        self.reached += other.reached
 
 
 def played(task: Task, acts: list[Act] | None = None) -> tuple[str, History]:
@@ -58,6 +63,7 @@ def played(task: Task, acts: list[Act] | None = None) -> tuple[str, History]:
 
 def play_batch(tasks: list[Task]) -> Outcome:
     outcome = Outcome()
+    REACHED.clear()
     for task in tasks:
         failure, history = played(task)
         outcome.histories += 1
@@ -66,6 +72,7 @@ def play_batch(tasks: list[Task]) -> Outcome:
         if failure:
             outcome.failures.append((task, failure))
             break
+    outcome.reached = REACHED.copy()
     return outcome
 
 

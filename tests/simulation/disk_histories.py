@@ -16,7 +16,7 @@ from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
 from tests.simulation import histories
 from tests.simulation.histories import PLACES, SIZE, Account, Act, History
-from tests.simulation.pair import Node, Pair, differing_blocks
+from tests.simulation.pair import Node, Pair, create_md, differing_blocks
 
 WEIGHTS = {
     **histories.WEIGHTS,
@@ -377,6 +377,7 @@ class DiskHistory(History):
             for node in self.nodes:
                 self._attach_all(node)
             self._give_up_lost_use()
+            self._make_anew()
             self.pair.run(20)
         self._copy_marked()
         self.split = self.split or self.ambiguous
@@ -406,6 +407,20 @@ class DiskHistory(History):
             if node.is_(Conn.StandAlone) and "its applications use" in node.r.last_error:
                 self._note(f"  {node.name} gives up its role")
                 self._try(node.secondary)
+
+    def _make_anew(self) -> None:
+        """A copy that was being overwritten, and whose source has gone on alone under so many names
+        that none of them is known to both: its administrator does what the refusal says."""
+        if not (self._stand_alone() and "unrelated data" in self.pair.alice.r.last_error):
+            return
+        for node in self.nodes:
+            for number, volume in node.r.volumes.items():
+                if volume.state.disk is Disk.Inconsistent:
+                    self._note(f"  {node.name}/{number} is made anew")
+                    node.kill()
+                    create_md(node.metas[number], self.pair.placement)
+                    node.up()
+                    return
 
     def check(self) -> None:
         problems = list(self.complaints)

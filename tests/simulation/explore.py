@@ -16,8 +16,10 @@ import argparse
 import random
 import sys
 import time
+from collections import Counter
 
 from tests.simulation.campaign import KINDS, Task, batches, played, run
+from tests.simulation.checkers.reached import never_reached, rows
 from tests.simulation.histories import Act
 from tests.simulation.trace import Trace
 
@@ -84,6 +86,13 @@ def print_digests(first: int, end: int, kinds: list[str]) -> None:
             print(kind, seed, trace.digest())
 
 
+def print_reached(counts: Counter[str]) -> None:
+    """How much of the engine's decision tables was reached, and what was not."""
+    every, never = list(rows()), never_reached(counts)
+    print(f"{len(every) - len(never)} of {len(every)} rows of the decision tables reached; never:")
+    print("\n".join(f"  {name}" for name in never) or "  none")
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seed", type=int, help="play the histories of this one, print their logs")
@@ -109,6 +118,7 @@ def main() -> int:
     end = "" if options.to is None else f" to {options.to - 1}"
     print(f"histories of kind {' and '.join(kinds)}, seeds from {first}{end}", flush=True)
     total = run(batches(kinds, first, options.to, stop), max(1, options.jobs))
+    print_reached(total.reached)
     for task, failure in total.failures[:1]:
         report(task, failure)
     return 1 if total.failures else 0

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from protocol.states import Conn, Disk, Role
+from replicator.engine import split_brain
 from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.errors import ReplicatorError
 from tests.simulation.checkers.guard import Guard
@@ -26,6 +27,10 @@ PLACES = [
     *range(2048, 2144, 3),
 ]
 """Blocks that the workload writes to: as many in every extent of the activity log."""
+
+
+SYMMETRICAL = [p for p in split_brain.NO_PRIMARY if p not in ("discard-local", "discard-remote")]
+"""Policies of after-sb-0pri by which both nodes choose the same copy."""
 
 
 class Account:
@@ -166,6 +171,7 @@ class History:
     # --- the play -----------------------------------------------------------------------------
 
     def run(self) -> None:
+        self._choose_policies()
         self.guard = Guard(self.pair, suspected=self._may_suspect)
         if self.rng.random() < 0.05:
             self.pair.up_synced()
@@ -181,6 +187,17 @@ class History:
         self.rng = random.Random(self.seed)
         self.heal()
         self.check()
+
+    def _choose_policies(self) -> None:
+        """Some pairs solve a split brain by themselves. With more than one volume the copies that
+        are given up may lie on both nodes, which the account could not follow."""
+        rng = random.Random(f"policies {self.seed}")
+        if len(self.pair.alice.media) == 1 and rng.random() < 0.4:
+            net = self.pair.net
+            net.after_sb_0pri = rng.choice(SYMMETRICAL)
+            net.after_sb_1pri = rng.choice(split_brain.ONE_PRIMARY)
+            net.after_sb_2pri = rng.choice(split_brain.TWO_PRIMARIES)
+            net.always_asbp = rng.random() < 0.3
 
     def _may_suspect(self) -> bool:
         """A split brain may be claimed that the lineage of the copies does not show."""
@@ -208,6 +225,8 @@ class History:
 
     def _note_current(self) -> None:
         """Who has all data now: both, once they are in sync again."""
+        if self.guard is not None and self.guard.given_up is not None:
+            self.discarded, self.guard.given_up = self.guard.given_up, None
         if not self._together():
             return
         primary = self._primary()
