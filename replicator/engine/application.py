@@ -64,7 +64,8 @@ class Application:
         """A write that was completed is on no stable storage and cannot be put there any more: the
         next flush has to say so."""
         self._frozen: deque[_Waiting] = deque()
-        """Requests that the present state does not let go on."""
+        """Requests that the present state does not let go on, and those that came after them."""
+        self._thawing = False
 
     # --- entry points -------------------------------------------------------------------------
 
@@ -287,12 +288,14 @@ class Application:
 
     def thaw(self) -> None:
         """The reason to hold I/O may be gone: go on with what waits, in order."""
+        self._thawing = True
         if self._held and not self._holding:
             held, self._held = self._held, []
             for waiting in held:
                 waiting.go()
         while self._frozen and not self._waits():
             self._frozen.popleft().go()
+        self._thawing = False
 
     def give_up(self) -> None:
         """The device is taken from its users: what waits for better times fails now."""
@@ -330,7 +333,7 @@ class Application:
 
     def _accept(self, write: Write) -> None:
         """Into the line for its range: overlapping writes keep the order they came in."""
-        if self._waits():
+        if self._waits() or (self._frozen and not self._thawing):
             self._frozen.append(_Waiting(partial(self._accept, write), write.done))
             return
         if self._replication.full:

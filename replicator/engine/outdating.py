@@ -26,7 +26,7 @@ from protocol.states import (
     Role,
     StateWord,
 )
-from replicator.engine.cluster import SUCCESS
+from replicator.engine.cluster import SUCCESS, Answer
 from replicator.engine.fencing import needs_outdated_peer
 from replicator.engine.refusals import refusal
 from replicator.engine.states import adjust, permitted, possible, valid
@@ -40,7 +40,7 @@ PARTING_PINGS = 4
 """Times ping-timeout that the peer has for its answer to a disconnect."""
 
 Parted = Callable[[int], None]
-"""SUCCESS, or why the peer does not agree."""
+"""SUCCESS, or why the peer does not agree. One that does not answer cannot object."""
 
 
 # --- the command ------------------------------------------------------------------------------
@@ -115,8 +115,8 @@ def part(resource: Resource, then: Parted) -> None:
         _ask(resource, 0, 0, lambda code: _peer_answered(resource, code, then))
 
 
-def _ask(resource: Resource, mask: int, val: int, answer: Parted) -> None:
-    """Ask for a disconnect; no answer within some pings counts as consent."""
+def _ask(resource: Resource, mask: int, val: int, answer: Answer) -> None:
+    """Ask for a disconnect; answer(None) if none comes within some pings."""
     answered = False
 
     def once(code: int | None) -> None:
@@ -124,7 +124,7 @@ def _ask(resource: Resource, mask: int, val: int, answer: Parted) -> None:
         if not answered:
             answered = True
             timer.cancel()
-            answer(SUCCESS if code is None else code)
+            answer(code)
 
     wait = PARTING_PINGS * resource.settings.net.ping_timeout
     timer = resource.clock.call_later(wait, lambda: once(None))
@@ -132,29 +132,30 @@ def _ask(resource: Resource, mask: int, val: int, answer: Parted) -> None:
     resource.cluster.ask_to_disconnect(mask, val | Conn.Disconnecting << CONN_SHIFT, once)
 
 
-def _peer_agreed(resource: Resource, code: int, then: Parted) -> None:
+def _peer_agreed(resource: Resource, code: int | None, then: Parted) -> None:
+    """Only a peer that has said so is Outdated; another one has to be fenced."""
     link = resource.replication.link
-    if code >= SUCCESS and link is not None and not link.closed:
+    if code is not None and code >= SUCCESS and link is not None and not link.closed:
         for volume in resource.volumes.values():
             if needs_outdated_peer(volume):
                 volume.change(pdsk=Disk.Outdated)
-    then(code)
+    then(SUCCESS if code is None else code)
 
 
-def _peer_answered(resource: Resource, code: int, then: Parted) -> None:
+def _peer_answered(resource: Resource, code: int | None, then: Parted) -> None:
     """A Primary with a fencing policy refuses at first: it wants this copy to be Outdated."""
     better = [v for v in resource.volumes.values() if v.state.disk > Disk.Outdated]
-    if code >= SUCCESS or resource.role is Role.Primary:
-        then(code)
+    if code is None or code >= SUCCESS or resource.role is Role.Primary:
+        then(SUCCESS if code is None else code)
         return
     if not better:
         then(SUCCESS)  # there is nothing here that could be taken for good data
         return
 
-    def agreed(code: int) -> None:
-        if code >= SUCCESS:
+    def agreed(code: int | None) -> None:
+        if code is not None and code >= SUCCESS:
             for volume in better:
                 volume.outdate_after_disconnect = True
-        then(code)
+        then(SUCCESS if code is None else code)
 
     _ask(resource, DISK_MASK << DISK_SHIFT, Disk.Outdated << DISK_SHIFT, agreed)

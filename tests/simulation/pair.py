@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 from protocol.states import Conn, Disk, Role
 from replicator.engine.resource import Ports, Resource
@@ -45,7 +46,8 @@ class Node:
         self.meta_disks: list[world.Disk] = []
         self.clock = world.OwnedClock(pair.clock)
         self.clock.alive = False
-        self.handlers = world.Handlers(self.clock)
+        self.new_handlers: Callable[[world.OwnedClock], Any] = world.Handlers
+        self.handlers = self.new_handlers(self.clock)
         for medium in self.metas:
             create_md(medium, pair.placement)
 
@@ -61,7 +63,7 @@ class Node:
         """Start the node: apply-al, attach, connect."""
         pair = self.pair
         self.clock = world.OwnedClock(pair.clock)
-        self.handlers = world.Handlers(self.clock)
+        self.handlers = self.new_handlers(self.clock)
         pair.network.alive[self.name] = True
         rng = random.Random(pair.rng.random())
         ports = Ports(

@@ -147,6 +147,17 @@ def test_a_forced_disconnect_asks_nobody_and_so_has_to_fence() -> None:
     assert pair.alice.is_(pdsk=Disk.Outdated, role=Role.Primary)
 
 
+def test_a_peer_that_does_not_answer_a_disconnect_is_not_taken_for_outdated() -> None:
+    """It may be dead, and come back with data that look good: so it has to be fenced."""
+    pair = fencing_pair(STONITH)
+    fence(pair.alice, 1)
+    pair.bob.power_loss()
+    pair.alice.disconnect()
+    assert pair.alice.is_(Conn.StandAlone, pdsk=Disk.DUnknown)
+    assert "fence-peer" in pair.alice.handlers.calls
+    assert pair.alice.volume().state.susp_fen
+
+
 def test_a_secondary_with_worthless_data_just_goes() -> None:
     pair = fencing_pair(STONITH)
     pair.bob.do(lambda done: pair.bob.r.detach(0, False, done))

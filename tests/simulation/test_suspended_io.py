@@ -163,6 +163,20 @@ def test_suspend_io_holds_requests_and_resume_io_lets_them_go() -> None:
     assert pair.bob.data()[:4096] == b"a" * 4096
 
 
+def test_a_write_that_comes_right_after_the_resume_does_not_overtake_those_that_waited() -> None:
+    pair = Pair()
+    pair.up_synced()
+    alice = pair.alice
+    alice.do(alice.r.suspend_io)
+    answers = [start(alice, 0, b"1" * 4096), start(alice, 0, b"2" * 4096)]
+    alice.r.resume_io(lambda _error: None)
+    answers.append(start(alice, 0, b"3" * 4096))
+    pair.run(1)
+    assert [errno for one in answers for errno in one] == [0, 0, 0]
+    assert alice.read(0, 4096) == b"3" * 4096
+    assert pair.bob.data()[:4096] == b"3" * 4096
+
+
 def test_suspending_and_resuming_twice_is_no_error() -> None:
     pair = Pair()
     pair.up_synced()
