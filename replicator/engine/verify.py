@@ -34,6 +34,7 @@ from protocol.packets import (
     block_request,
 )
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.pacing import TICK, Pace
 from replicator.engine.snapshot import Progress
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ REQUEST_SECTORS = 256
 """128 KiB: what is asked for at once where the peer is a replicator."""
 WINDOW_BYTES = 4 << 20
 """Asked for and not yet compared."""
-TICK = 0.1
 MARK_INTERVAL = 3.0
 MARKS = 8
 NOTED_MAX = 1000
@@ -116,7 +116,8 @@ class Verify:
         """Those of them that are not sent yet, in order: a kernel takes the first for the start."""
         self._in_flight = 0
         self._finishing = False
-        self._budget = 0.0
+        self._pace = Pace(volume.settings.disk, volume.resource.courtesy)
+        self._wake: Timer | None = None
         self._tick: Timer | None = None
 
     @property
@@ -161,6 +162,10 @@ class Verify:
         self._over = False
         self._started = self._volume.resource.clock.now()
         self._cursor = self._end = 0
+        disk, resource = self._volume.settings.disk, self._volume.resource
+        self._pace = Pace(disk, resource.courtesy)
+        resource.courtesy.begin(self, disk.c_min_rate, disk.c_plan_ahead)
+        self._tick = resource.clock.call_later(TICK, self._ticked)
 
     def expect(self, start: int, end: int) -> None:
         """The run is about sectors [start, end)."""
@@ -224,9 +229,11 @@ class Verify:
                 self.resume_at = min(rest)
             self.ended(f"cut off, to be resumed at {self.resume_at}" if self._end else "cut off")
         self.run += 1
-        if self._tick is not None:
-            self._tick.cancel()
-            self._tick = None
+        for timer in (self._wake, self._tick):
+            if timer is not None:
+                timer.cancel()
+        self._wake = self._tick = None
+        self._volume.resource.courtesy.end(self)
         held = [one.hold for one in self._asked.values() if one.digest and one.hold is not None]
         self._asked.clear()
         self._line.clear()
@@ -251,7 +258,8 @@ class Verify:
             elapsed=now - self._started,
             mark_age=now - since,
             mark_left=left,
-            want=(self._rate() >> 10) if asking else None,
+            want=self._pace.want() if asking else None,
+            reason=self._pace.reason.value if asking else "",
         )
 
     # --- asking -------------------------------------------------------------------------------
@@ -261,11 +269,6 @@ class Verify:
         self._cursor, self._end = start, stop
         self.expect(start, stop)
         self._request_more()
-
-    def _rate(self) -> int:
-        """Bytes per second to compare; 0: as much as the link and the disks take."""
-        disk = self._volume.settings.disk
-        return disk.c_max_rate if disk.c_plan_ahead else disk.resync_rate
 
     def _request_more(self) -> None:
         state = self._volume.state
@@ -285,21 +288,24 @@ class Verify:
             self._ask(sector, nsectors)
 
     def _may_ask(self) -> bool:
-        if self._in_flight >= WINDOW_BYTES:
+        clock = self._volume.resource.clock
+        if self._in_flight >= min(WINDOW_BYTES, self._pace.window.size):
             return False
-        rate = self._rate()
-        if rate and self._tick is None:
-            self._budget = rate * TICK
-            self._tick = self._volume.resource.clock.call_later(TICK, self._ticked)
-        return not rate or self._budget > 0
+        wait = self._pace.wait(self, clock.now())
+        if wait and self._wake is None:
+            self._wake = clock.call_later(min(wait, TICK), self._woken)
+        return not wait
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._request_more()
 
     def _ticked(self) -> None:
-        self._tick = None
-        rate = self._rate()
-        if rate and self._volume.state.conn is Conn.VerifyS:
-            self._budget = min(self._budget, 0) + rate * TICK
-            self._tick = self._volume.resource.clock.call_later(TICK, self._ticked)
-            self._request_more()
+        """Every TICK while it runs: remember why it is not faster."""
+        if self._wake is None:
+            self._pace.not_limited(self._in_flight, 0)
+        self._pace.tick(peer_writes=False)
+        self._tick = self._volume.resource.clock.call_later(TICK, self._ticked)
 
     def _ask(self, sector: int, nsectors: int) -> None:
         volume = self._volume
@@ -307,7 +313,7 @@ class Verify:
         self._asked[sector] = one
         self._line.append(one)
         self._in_flight += nsectors << 9
-        self._budget -= nsectors << 9
+        self._pace.asked(one.since, nsectors << 9)
         if volume.state.role is Role.Primary:
             self._lock(one, partial(self._when_stable, one, partial(self._read, one, self._ready)))
         else:
@@ -404,6 +410,7 @@ class Verify:
         if one is None or one.nsectors << 9 != size:
             expected = "nothing" if one is None else f"{one.nsectors << 9} bytes"
             raise WireError(f"{what} for sector {sector}: expected {expected}, found {size} bytes")
+        self._pace.window.answered(size, self._volume.resource.clock.now() - one.since)
         return one
 
     def _compare(self, one: _Range, theirs: bytes, own: bytes) -> None:

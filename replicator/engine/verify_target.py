@@ -25,10 +25,12 @@ from protocol.packets import (
     block_request,
 )
 from protocol.states import Conn, Disk, Role
+from replicator.engine.pacing import TICK
 
 if TYPE_CHECKING:
     from replicator.engine.intervals import Hold
     from replicator.engine.link import Link
+    from replicator.engine.ports import Timer
     from replicator.engine.volume import Volume
 
 REQUESTS_MAX = 4096
@@ -45,6 +47,7 @@ class VerifyTarget:
         self._held: dict[int, Hold] = {}
         """Ranges that wait for their verdict, by sector."""
         self._finishing = False
+        self._wake: Timer | None = None
 
     @property
     def answering(self) -> int:
@@ -57,6 +60,9 @@ class VerifyTarget:
         held, self._held = self._held, {}
         self._reading = 0
         self._finishing = False
+        if self._wake is not None:
+            self._wake.cancel()
+            self._wake = None
         for hold in held.values():
             self._volume.resource.soon(partial(self._volume.locks.release, hold))
 
@@ -95,10 +101,20 @@ class VerifyTarget:
 
     def _answer_more(self) -> None:
         writes = self._volume.resource.peer_writes
+        resource, verify = self._volume.resource, self._volume.verify
         while self._queue and self._reading < READING_MAX and writes is not None:
+            if wait := resource.courtesy.wait(verify, resource.clock.now()):
+                if self._wake is None:
+                    self._wake = resource.clock.call_later(min(wait, TICK), self._woken)
+                return
             request = self._queue.popleft()
+            resource.courtesy.take(resource.clock.now(), request.blksize)
             self._reading += request.blksize
             writes.when_started(partial(self._lock, request, self._volume.verify.run))
+
+    def _woken(self) -> None:
+        self._wake = None
+        self._answer_more()
 
     def _lock(self, request: BlockRequest, run: int) -> None:
         """The range's turn among writes; where a kernel asks, with nothing of it under way there."""
