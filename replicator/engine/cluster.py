@@ -26,8 +26,13 @@ from protocol.states import (
     Disk,
     Role,
 )
-from replicator.engine.fencing import needs_outdated_peer
-from replicator.engine.refusals import NO_LOCAL_DISK, NO_REMOTE_DISK, PEER_NOT_OUTDATED
+from replicator.engine.fencing import needs_outdated_peer, outdate_to_part
+from replicator.engine.refusals import (
+    CANNOT_BE_OUTDATED,
+    NO_LOCAL_DISK,
+    NO_REMOTE_DISK,
+    PEER_NOT_OUTDATED,
+)
 from replicator.engine.states import (
     REFUSALS,
     adjust,
@@ -204,27 +209,37 @@ class Cluster:
         resource = self._resource
         link = resource.replication.link
         assert link is not None
-        code = self._judge_disconnect(request)
-        link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(code)))
-        if code >= SUCCESS:
-            link.fail(Conn.TearDown, "the peer disconnected on its administrator's request")
 
-    def _judge_disconnect(self, request: StateRequest) -> int:
-        """Refuse, or note what will be Outdated afterwards, here or there."""
+        def reply(code: int) -> None:
+            if link.closed:
+                return
+            link.send_meta(encode(0, Command.CONN_ST_CHG_REPLY, StateReply(code)))
+            if code >= SUCCESS:
+                link.fail(Conn.TearDown, "the peer disconnected on its administrator's request")
+
+        self._judge_disconnect(request, reply)
+
+    def _judge_disconnect(self, request: StateRequest, reply: Callable[[int], None]) -> None:
+        """Refuse, or first make Outdated what has to be, here or there."""
         if request.val >> CONN_SHIFT & CONN_MASK != Conn.Disconnecting:
-            return UNSUPPORTED
+            reply(UNSUPPORTED)
+            return
         volumes = list(self._resource.volumes.values())
         try:
             mask, val = mirror_request(request.mask, request.val)
             wanted = [apply_request(volume.state, mask, val) for volume in volumes]
         except ValueError:
-            return UNSUPPORTED
-        for volume, state in zip(volumes, wanted, strict=True):
-            if state.pdsk > Disk.Outdated and needs_outdated_peer(volume):
-                return PEER_NOT_OUTDATED
-        for volume, state in zip(volumes, wanted, strict=True):
-            if state.disk is Disk.Outdated and volume.state.disk > Disk.Outdated:
-                volume.outdate_after_disconnect = True
+            reply(UNSUPPORTED)
+            return
+        both = list(zip(volumes, wanted, strict=True))
+        if any(state.pdsk > Disk.Outdated and needs_outdated_peer(v) for v, state in both):
+            reply(PEER_NOT_OUTDATED)
+            return
+        for volume, state in both:
             if state.pdsk is Disk.Outdated and volume.state.pdsk > Disk.Outdated:
                 volume.change(pdsk=Disk.Outdated)
-        return SUCCESS
+        outdated = [v for v, s in both if s.disk is Disk.Outdated and v.state.disk > Disk.Outdated]
+        if outdated:
+            outdate_to_part(outdated, lambda done: reply(SUCCESS if done else CANNOT_BE_OUTDATED))
+        else:
+            reply(SUCCESS)

@@ -53,7 +53,31 @@ OUTCOMES: dict[int, Outcome] = {
 def needs_outdated_peer(volume: Volume) -> bool:
     """This Primary would not know what its peer does, were the connection given up as it is."""
     state, fencing = volume.state, volume.settings.disk.fencing
-    return state.role is Role.Primary and fencing != DONT_CARE and state.pdsk > Disk.Outdated
+    good = state.disk is Disk.UpToDate
+    return (
+        state.role is Role.Primary and good and fencing != DONT_CARE and state.pdsk > Disk.Outdated
+    )
+
+
+def outdate_to_part(volumes: list[Volume], then: Fenced) -> None:
+    """Mark these copies of a Secondary as old, durably, while the connection still stands: once it
+    is given up the peer counts on it. then(False) for the source of a resync, whose copy is the good
+    one, and if it cannot be written."""
+    for volume in volumes:
+        if volume.state.conn in (Conn.Connected, Conn.VerifyS, Conn.VerifyT):
+            volume.change(conn=Conn.Connected, disk=Disk.Outdated)
+    left = len(volumes)
+    good = all(volume.state.disk <= Disk.Outdated for volume in volumes)
+
+    def stable(errno: int) -> None:
+        nonlocal left, good
+        left -= 1
+        good = good and not errno
+        if not left:
+            then(good)
+
+    for volume in volumes:
+        volume.write_superblock(stable)
 
 
 class Fencing:

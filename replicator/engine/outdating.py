@@ -6,7 +6,7 @@ itself (`fencing`).
 Rules:
 1. A copy is outdated only while nobody uses it and no peer keeps it current.
 2. With fencing, a Primary and its peer part only when the peer's copy is Outdated: whoever of them
-   orders the disconnect, the Secondary marks its disk, on stable storage soon after.
+   orders the disconnect, the Secondary has marked its disk, on stable storage, before they part.
 What this file must not know: how a handler is run.
 """
 
@@ -27,8 +27,8 @@ from protocol.states import (
     StateWord,
 )
 from replicator.engine.cluster import SUCCESS, Answer
-from replicator.engine.fencing import needs_outdated_peer
-from replicator.engine.refusals import refusal
+from replicator.engine.fencing import needs_outdated_peer, outdate_to_part
+from replicator.engine.refusals import CANNOT_BE_OUTDATED, refusal
 from replicator.engine.states import adjust, permitted, possible, valid
 from replicator.errors import NoDiskError, NoUsableDataError, WorseThanOutdated
 
@@ -144,18 +144,24 @@ def _peer_agreed(resource: Resource, code: int | None, then: Parted) -> None:
 
 def _peer_answered(resource: Resource, code: int | None, then: Parted) -> None:
     """A Primary with a fencing policy refuses at first: it wants this copy to be Outdated."""
-    better = [v for v in resource.volumes.values() if v.state.disk > Disk.Outdated]
     if code is None or code >= SUCCESS or resource.role is Role.Primary:
         then(SUCCESS if code is None else code)
         return
+    better = [v for v in resource.volumes.values() if v.state.disk > Disk.Outdated]
     if not better:
         then(SUCCESS)  # there is nothing here that could be taken for good data
         return
 
+    def outdated(done: bool) -> None:
+        if done:
+            _ask(resource, DISK_MASK << DISK_SHIFT, Disk.Outdated << DISK_SHIFT, agreed)
+        else:
+            then(CANNOT_BE_OUTDATED)
+
     def agreed(code: int | None) -> None:
-        if code is not None and code >= SUCCESS:
+        if code is not None and code < SUCCESS:
             for volume in better:
-                volume.outdate_after_disconnect = True
+                volume.change(disk=Disk.UpToDate)
         then(SUCCESS if code is None else code)
 
-    _ask(resource, DISK_MASK << DISK_SHIFT, Disk.Outdated << DISK_SHIFT, agreed)
+    outdate_to_part(better, outdated)

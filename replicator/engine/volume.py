@@ -97,7 +97,6 @@ class Volume:
         """The peer was lost while I/O was suspended: a new generation is due if I/O goes on without."""
         self.users = 0
         self.writers = 0
-        self.outdate_after_disconnect = False
         self.disk_error = ""
         self._last_flags = Flags(0)
         self._unsettled = False
@@ -547,10 +546,6 @@ class Volume:
         if self.store is not None and self.state.disk > Disk.Failed:
             self.store.bitmaps.write_dirty()
             self.keep_superblock()
-        if self.outdate_after_disconnect:
-            self.outdate_after_disconnect = False
-            if self.state.role is Role.Secondary and self.state.disk > Disk.Outdated:
-                self.change(disk=Disk.Outdated)
 
     def log_is_starving(self) -> None:
         """All slots belong to writes that the peer has not made stable: ask it to."""

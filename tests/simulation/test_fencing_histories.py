@@ -6,8 +6,9 @@ import pytest
 
 from tests.simulation.fencing_histories import FencingHistory
 
-FOUND_SOMETHING = (134, 225, 482)
-"""A disconnect that the dead peer did not answer; frozen writes that younger ones overtook (twice)."""
+FOUND_SOMETHING = (134, 225, 482, 2176)
+"""A disconnect that the dead peer did not answer; frozen writes that younger ones overtook (twice); a
+power loss right after the consent to be Outdated."""
 
 
 @pytest.mark.parametrize("seed", [*range(30), *FOUND_SOMETHING])

@@ -122,6 +122,24 @@ def test_a_secondary_that_is_shut_down_is_outdated() -> None:
     assert pair.alice.is_(pdsk=Disk.Outdated)
 
 
+@pytest.mark.parametrize("who", ["alice", "bob"])
+def test_a_secondary_is_outdated_on_its_disk_before_the_primary_counts_on_it(who: str) -> None:
+    pair = fencing_pair(STONITH)
+    pair.disk_delay = 0.01
+    getattr(pair, who).r.disconnect(False, lambda _error: None)
+    pair.run_until(lambda: pair.alice.is_(pdsk=Disk.Outdated))
+    pair.bob.power_loss()
+    pair.bob.up(connect=False)
+    assert pair.bob.is_(disk=Disk.Outdated)
+
+
+def test_a_primary_without_good_data_of_its_own_does_not_outdate_the_peers() -> None:
+    pair = fencing_pair(STONITH)
+    pair.alice.do(lambda done: pair.alice.r.detach(0, False, done))
+    pair.alice.disconnect()
+    assert pair.bob.is_(disk=Disk.UpToDate)
+
+
 def test_two_secondaries_part_without_either_being_outdated() -> None:
     pair = fencing_pair(STONITH)
     pair.alice.secondary()

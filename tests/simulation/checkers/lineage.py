@@ -112,6 +112,8 @@ class Lineage:
         """An application's write was acknowledged by this Primary."""
         self.look()
         state = self._states[primary]
+        if state is not None and state.suspended:
+            return  # while I/O is frozen only what the peer has stably is completed
         receivers = self._receivers(primary, state) if state is not None else []
         own = self._own[receivers[0]] if len(receivers) == 1 else None
         if own is not None:
