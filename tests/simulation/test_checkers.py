@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.states import Conn
-from replicator.engine import handshake
+from replicator.engine import handshake, status
 from replicator.engine.activity_log import ActivityLog
 from replicator.engine.generations import UuidSet
 from replicator.engine.handshake import Handshake, Outcome, Verdict
@@ -137,3 +137,21 @@ def test_a_negative_counter_and_one_that_is_left_when_idle_are_found():
     assert "alice/0: ap is -1" in guard.counters.violations()
     pair.alice.volume().application.pending = 2
     assert guard.counters.left_when_idle() == ["alice/0: ap is 2 when idle"]
+
+
+def test_a_wait_without_a_reason_in_status_is_found(monkeypatch):
+    pair, _guard = guarded()
+    monkeypatch.setattr(status, "WAITING", {})
+    pair.network.break_all()
+    words = "/0: WFConnection, disk UpToDate, 0 requests held, and status gives no reason"
+    with pytest.raises(Violation, match=words):
+        pair.run(1)
+
+
+def test_a_state_that_should_pass_at_once_and_stays_is_found():
+    pair, guard = guarded()
+    volume = pair.alice.volume()
+    volume.state = volume.state._replace(conn=Conn.BrokenPipe)
+    assert guard.waits.violations() == []
+    pair.clock.time += 60
+    assert guard.waits.violations() == ["alice/0: BrokenPipe for 60 s"]

@@ -13,6 +13,7 @@ from tests.simulation.checkers.counters import Counters
 from tests.simulation.checkers.coverage_of_differences import Differences
 from tests.simulation.checkers.lineage import MIRRORED, OTHER, Lineage
 from tests.simulation.checkers.observe import Decided
+from tests.simulation.checkers.waits import Waits
 from tests.simulation.pair import Pair
 
 EVERY = 13
@@ -39,6 +40,7 @@ class Guard:
         self.differences = [Differences(pair, n) for n in range(len(pair.alice.media))]
         self.lineages = [Lineage(pair, n, suspected) for n in range(len(pair.alice.media))]
         self.counters = Counters(pair)
+        self.waits = Waits(pair)
         self.given_up: str | None = None
         """The node whose changes the after-split-brain policies have given up last."""
         self._verdicts: list[str] = []
@@ -61,7 +63,7 @@ class Guard:
         self.looks += 1
         found = [words for one in self.differences for words in one.violations()]
         if self.looks % COUNTERS_EVERY == 0:
-            found += self.counters.violations()
+            found += self.counters.violations() + self.waits.violations()
         self.report(found)
 
     def completed(self, primary: str, volume: int) -> None:

@@ -66,6 +66,17 @@ def counters_of(node: Node) -> list[VolumeSnapshot]:
     return snapshot(node.resource).volumes if node.resource is not None else []
 
 
+def waiting_for(node: Node) -> str:
+    """What status says the whole resource waits for."""
+    return snapshot(node.resource).waiting_for if node.resource is not None else ""
+
+
+def frozen(node: Node, number: int) -> int:
+    """Requests of applications that are held back."""
+    volume = volume_of(node, number)
+    return volume.application.frozen if volume is not None else 0
+
+
 class Decided(NamedTuple):
     """A handshake has reached its verdict on one node. link: the same on both ends."""
 
