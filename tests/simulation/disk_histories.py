@@ -207,6 +207,7 @@ class DiskHistory(History):
             if self.protocol != "C" and primary.name in holders:
                 holders = {primary.name}
             account.flushed(promised, holders)
+            self._acknowledged(primary, number, flushed=True)
             self._alone()
 
         primary.volume(number).flush(done)

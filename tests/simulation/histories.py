@@ -203,9 +203,9 @@ class History:
         """A split brain may be claimed that the lineage of the copies does not show."""
         return self.split
 
-    def _acknowledged(self, primary: Node, volume: int) -> None:
+    def _acknowledged(self, primary: Node, volume: int, *, flushed: bool = False) -> None:
         if self.guard is not None:
-            self.guard.completed(primary.name, volume)
+            self.guard.completed(primary.name, volume, flushed=flushed)
 
     def _note(self, words: str) -> None:
         """A line of the trace, among what the nodes log."""
@@ -440,6 +440,9 @@ class History:
         self._note(f"  discard {victim.name}'s changes")
         self.discarded = victim.name
         victim.secondary()
+        if self.pair.net.after_sb_0pri != "disconnect" and other.r.role is Role.Primary:
+            # A policy comes before the person, and may give up the other one.
+            other.secondary()
         victim.connect(discard_my_data=True)
         other.connect()
 

@@ -66,9 +66,9 @@ class Guard:
             found += self.counters.violations() + self.waits.violations()
         self.report(found)
 
-    def completed(self, primary: str, volume: int) -> None:
-        """An application's write was acknowledged."""
-        self.lineages[volume].completed(primary)
+    def completed(self, primary: str, volume: int, *, flushed: bool = False) -> None:
+        """An application's write was acknowledged, or a flush."""
+        self.lineages[volume].completed(primary, flushed=flushed)
 
     def _decided(self, event: Decided) -> None:
         verdict = event.verdict

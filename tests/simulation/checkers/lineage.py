@@ -42,6 +42,8 @@ class Lineage:
         self._suspected = suspected
         self.eras: dict[str, set[int]] = {"alice": {0}, "bob": {0}}
         self._written: set[int] = set()
+        self._unpromised: set[int] = set()
+        """Eras of the peer of a Primary without disk, with writes that no flush has promised."""
         self._doubtful: set[int] = set()
         """Eras of a copy that perhaps could not write down that it was in one."""
         self._own: dict[str, int | None] = {"alice": None, "bob": None}
@@ -108,16 +110,22 @@ class Lineage:
         if state is not None and state.conn >= Conn.Connected:
             self._shared[copy] = set(self.eras[copy])
 
-    def completed(self, primary: str) -> None:
-        """An application's write was acknowledged by this Primary."""
+    def completed(self, primary: str, *, flushed: bool = False) -> None:
+        """An application's write was acknowledged by this Primary, or a flush.
+
+        What only the peer of a Primary without disk has counts from the flush on: until then the
+        Primary may lose sight of it, go on with its own disk again, and say so at the next flush.
+        """
         self.look()
         state = self._states[primary]
-        if state is not None and state.suspended:
-            return  # while I/O is frozen only what the peer has stably is completed
         receivers = self._receivers(primary, state) if state is not None else []
         own = self._own[receivers[0]] if len(receivers) == 1 else None
-        if own is not None:
+        if own is None:
+            return
+        if receivers == [primary] or (flushed and own in self._unpromised):
             self._written.add(own)
+        elif not flushed:
+            self._unpromised.add(own)
 
     # --- what is judged -----------------------------------------------------------------------
 
