@@ -187,6 +187,8 @@ def why_options_clash(resource: ResourceConfig, common: Sections) -> str:
     net = net_options(resource, common)
     if net.allow_two_primaries and net.protocol != "C":
         return f"allow-two-primaries needs protocol C, found protocol {net.protocol}"
+    if net.on_congestion != "block" and net.protocol != "A":
+        return f"on-congestion {net.on_congestion} needs protocol A, found protocol {net.protocol}"
     volumes = [volume for host in resource.hosts for volume in host.volumes]
     fencing = {disk_options(resource, common, volume).fencing for volume in volumes}
     if "resource-and-stonith" in fencing and net.protocol == "A":

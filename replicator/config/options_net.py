@@ -181,8 +181,7 @@ NET = (
         "on-congestion",
         "block pull-ahead disconnect",
         "block",
-        "the send queue is full: wait, stop replicating for a while, or disconnect",
-        Effect.NO,
+        "the peer cannot keep up: wait, stop replicating for a while, or disconnect (only protocol A)",
     ),
     number(
         "net",
@@ -191,7 +190,6 @@ NET = (
         20971520,
         0,
         "data in flight that counts as congestion; 0 switches the check off",
-        Effect.NO,
         unit=SECTORS,
     ),
     number(
@@ -201,6 +199,5 @@ NET = (
         65534,
         1237,
         "active extents that count as congestion",
-        Effect.NO,
     ),
 )

@@ -71,6 +71,11 @@ class ActivityLog:
         return bool(self._references or self._waiting)
 
     @property
+    def extents_in_use(self) -> int:
+        """Extents named for writes that are not done."""
+        return len(self._references)
+
+    @property
     def waiting(self) -> int:
         return len(self._waiting)
 

@@ -219,6 +219,8 @@ class Fencing:
             seconds = self._resource.clock.now() - self._running_since
             return f"the fence-peer handler ends (running for {seconds:.0f} s)"
         name = self._resource.settings.name
+        if self._is_connected:
+            return f"the resync has begun (or replicator resume-io {name})"
         why = f"{self._failure}; " if self._failure else ""
         return f"the peer is back ({why}if it is certainly down: replicator resume-io {name})"
 

@@ -27,8 +27,8 @@ from protocol.states import (
     StateWord,
 )
 from replicator.engine.cluster import SUCCESS, Answer
-from replicator.engine.fencing import needs_outdated_peer, outdate_to_part
-from replicator.engine.refusals import CANNOT_BE_OUTDATED, refusal
+from replicator.engine.fencing import DONT_CARE, needs_outdated_peer, outdate_to_part
+from replicator.engine.refusals import CANNOT_BE_OUTDATED, TRANSIENT, refusal
 from replicator.engine.states import adjust, permitted, possible, valid
 from replicator.errors import NoDiskError, NoUsableDataError, WorseThanOutdated
 
@@ -72,7 +72,10 @@ def _outdate_now(volume: Volume, done: AdminDone) -> None:
     if old.disk is Disk.Outdated:
         done(None)
         return
-    if old.disk < Disk.Outdated and old.disk not in (Disk.Attaching, Disk.Negotiating):
+    if old.disk in (Disk.Attaching, Disk.Negotiating):
+        done(refusal(volume, TRANSIENT))
+        return
+    if old.disk < Disk.Outdated:
         done(
             WorseThanOutdated(
                 f"{volume.name}: State change failed: (-16) Disk state is lower than outdated "
@@ -111,6 +114,9 @@ def part(resource: Resource, then: Parted) -> None:
     if any(needs_outdated_peer(volume) for volume in volumes):
         mask, val = DISK_MASK << PDSK_SHIFT, Disk.Outdated << PDSK_SHIFT
         _ask(resource, mask, val, lambda code: _peer_agreed(resource, code, then))
+    elif any(_parts_from_primary(volume) for volume in volumes):
+        # Not asked first whether it has to: the Primary may not know yet how good this copy is.
+        _outdate_and_ask(resource, then)
     else:
         _ask(resource, 0, 0, lambda code: _peer_answered(resource, code, then))
 
@@ -147,10 +153,19 @@ def _peer_answered(resource: Resource, code: int | None, then: Parted) -> None:
     if code is None or code >= SUCCESS or resource.role is Role.Primary:
         then(SUCCESS if code is None else code)
         return
-    better = [v for v in resource.volumes.values() if v.state.disk > Disk.Outdated]
-    if not better:
+    if any(volume.state.disk > Disk.Outdated for volume in resource.volumes.values()):
+        _outdate_and_ask(resource, then)
+    else:
         then(SUCCESS)  # there is nothing here that could be taken for good data
-        return
+
+
+def _parts_from_primary(volume: Volume) -> bool:
+    state, fencing = volume.state, volume.settings.disk.fencing
+    return state.peer is Role.Primary and fencing != DONT_CARE and state.disk > Disk.Outdated
+
+
+def _outdate_and_ask(resource: Resource, then: Parted) -> None:
+    better = [v for v in resource.volumes.values() if v.state.disk > Disk.Outdated]
 
     def outdated(done: bool) -> None:
         if done:

@@ -30,6 +30,7 @@ from protocol.packets import (
     encode,
 )
 from protocol.states import Disk
+from replicator.engine.congestion import Congestion
 from replicator.engine.ports import ReadDone, Timer
 from replicator.engine.requests import MAX_DATA, Kind, Part, Write
 from replicator.engine.transfer_log import Epoch, LogMismatch, TransferLog
@@ -102,6 +103,8 @@ class Replication:
         self._protocol = net.protocol
         self._integrity = net.data_integrity_alg
         self.log = TransferLog(net.max_epoch_size)
+        self.congestion = Congestion(resource)
+        self._epoch_bytes_max = self.congestion.epoch_bytes or EPOCH_BYTES_MAX
         self.link: Link | None = None
         self._next_id = 1
         self._epoch_timer: Timer | None = None
@@ -135,8 +138,13 @@ class Replication:
         else:
             write.stream_end = NOT_QUEUED if link.holding else link.data.channel.queued
             self._unsent.append(write)
-        if len(epoch.writes) >= self.log.max_epoch_size or self._epoch_bytes >= EPOCH_BYTES_MAX:
+        if (
+            len(epoch.writes) >= self.log.max_epoch_size
+            or self._epoch_bytes >= self._epoch_bytes_max
+        ):
             self.close_epoch()
+        if self.congestion.watching:
+            self.congestion.sent(write)
 
     @property
     def full(self) -> bool:
@@ -301,6 +309,8 @@ class Replication:
             write.volume.application.stable_at_peer(write)
         for waiter in epoch.waiters:
             waiter(True)
+        if self.congestion.watching:
+            self.congestion.stable(epoch)
         if self.waiting:
             self._let_wait_no_more()
 
@@ -368,6 +378,7 @@ class Replication:
             self._epoch_timer = None
         self._epoch_bytes = 0
         self._unsent.clear()
+        self.congestion.connection_lost()
         epochs = self.log.clear()
         for epoch in epochs:
             for write in epoch.writes:

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from replicator.engine.ports import Timer
     from replicator.engine.volume import Volume
 
-STARTING = (Conn.WFBitMapS, Conn.StartingSyncS)
+STARTING = (Conn.WFBitMapS, Conn.StartingSyncS, Conn.Ahead)
 REQUESTS_MAX = 4096
 """More requests than that at once is no peer that keeps to the protocol."""
 READING_MAX = 32 << 20
@@ -123,6 +123,9 @@ class ResyncSource:
             raise WireError(f"more than {REQUESTS_MAX} resync requests at once")
         self.answering += 1
         volume.peer_may_have_current = False
+        if volume.state.susp_fen:
+            # The target has made durable that it is Inconsistent: it cannot take over.
+            volume.change(susp_fen=False)
         self._queue.append((command, request))
         self.answer_more()
 

@@ -30,6 +30,10 @@ class NetSettings:
     data_integrity_alg: str = ""
     verify_alg: str = ""
     csums_alg: str = ""
+    on_congestion: str = "block"
+    congestion_fill: int = 0
+    """Bytes; 0: no limit."""
+    congestion_extents: int = 1237
     use_rle: bool = True
     allow_two_primaries: bool = False
     always_asbp: bool = False

@@ -165,10 +165,17 @@ def without_data(state: State) -> bool:
     return state.role is Role.Primary and max(state.disk, state.pdsk) < UTD
 
 
+_PEER_IS_BACK = (Conn.Connected, *_VERIFYING, Conn.SyncTarget, Conn.PausedSyncT)
+
+
 def _suspended(new: State, fencing: str, on_no_data: str, old: State | None) -> State:
     """Freeze I/O on entering (not while being in) a situation that the policies name, and thaw it
-    when the reason has gone: the peer is back, good data are, or nobody uses the device."""
-    if new.conn >= Conn.Connected or new.role is Role.Secondary:
+    when the reason has gone: the peer is back, good data are, or nobody uses the device.
+
+    A peer that first has to be synchronised is not back yet: until its disk says that it is
+    Inconsistent it could take over (see ResyncSource.got_request).
+    """
+    if new.conn in _PEER_IS_BACK or new.role is Role.Secondary:
         new = new._replace(susp_fen=False)
     if not without_data(new):
         new = new._replace(susp_nod=False)

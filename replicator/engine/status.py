@@ -22,6 +22,8 @@ WAITING = {
     Conn.WFBitMapS: "the exchange of bitmaps",
     Conn.WFBitMapT: "the exchange of bitmaps",
     Conn.WFSyncUUID: "the source to start the resync",
+    Conn.Ahead: "the peer to catch up (on-congestion pull-ahead)",
+    Conn.Behind: "the peer, which is ahead, to send what was left out",
 }
 
 

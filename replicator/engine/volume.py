@@ -170,7 +170,7 @@ class Volume:
         """Go to the state that differs by `fields` from the present one, adjusted as the rules say."""
         old = self.state
         new = adjust(
-            old._replace(**fields),  # type: ignore[arg-type]
+            self._with_doubt(old, old._replace(**fields)),  # type: ignore[arg-type]
             fencing=self.settings.disk.fencing,
             on_no_data=self.resource.settings.on_no_data_accessible,
             old=old,
@@ -192,6 +192,14 @@ class Volume:
             # Not before the peer has been told of this state: what it is sent depends on it.
             self.resource.soon(self.application.thaw)
         self.resource.changed()
+
+    def _with_doubt(self, old: StateWord, wanted: StateWord) -> StateWord:
+        """A target that may have finished unheard is not known to be Inconsistent any more. Where it
+        counts what the peer could do, that is, under a fencing policy."""
+        lost = old.conn in (Conn.SyncSource, Conn.PausedSyncS) and wanted.conn < Conn.Connected
+        if lost and self.peer_may_have_current and self.settings.disk.fencing != "dont-care":
+            return wanted._replace(pdsk=Disk.DUnknown)
+        return wanted
 
     def _prepared(self, old: StateWord) -> StateWord | None:
         """What a Negotiating disk becomes when the connection goes: only the data in use counts."""

@@ -49,8 +49,8 @@ class OutdatePeer:
             return
         peer = pair.bob if self._node is pair.alice else pair.alice
         disk = peer.volume().state.disk if peer.resource is not None else Disk.Diskless
-        if disk > Disk.Attaching:
-            peer.r.outdate(0, lambda error: done(EXIT_CODES.get(_exit_code(error), 5)))
+        if disk is not Disk.Diskless:
+            peer.r.outdate(0, lambda error: done(EXIT_CODES.get(_exit_code(error), 20)))
         else:
             done(4 if _outdate_medium(peer) else 3)
 

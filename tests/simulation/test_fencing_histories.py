@@ -6,9 +6,10 @@ import pytest
 
 from tests.simulation.fencing_histories import FencingHistory
 
-FOUND_SOMETHING = (134, 225, 482, 2176)
+FOUND_SOMETHING = (134, 225, 482, 2176, 5928, 6843, 6966)
 """A disconnect that the dead peer did not answer; frozen writes that younger ones overtook (twice); a
-power loss right after the consent to be Outdated."""
+power loss right after the consent to be Outdated; a disconnect in the moment in which a resync ends; a
+disk outdated while it is being attached; I/O resumed before the peer has noted that its copy is old."""
 
 
 @pytest.mark.parametrize("seed", [*range(30), *FOUND_SOMETHING])

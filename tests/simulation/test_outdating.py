@@ -67,6 +67,17 @@ def test_inconsistent_or_missing_data_cannot_be_outdated() -> None:
     assert outdate(pair.bob) == 5
 
 
+def test_a_disk_that_is_being_attached_is_not_outdated_behind_its_back() -> None:
+    pair = fencing_pair(RESOURCE_ONLY)
+    bob = pair.bob
+    bob.disconnect()
+    bob.do(lambda done: bob.r.detach(0, False, done))
+    bob.attach(0, lambda _error: None, delay=1.0)
+    pair.run(0.1)
+    assert bob.is_(disk=Disk.Attaching)
+    assert outdate(bob) == 11
+
+
 def test_the_whole_way_the_primary_outdates_its_peer_through_its_handler() -> None:
     """As with drbd-peer-outdater: the handler has the other node run `outdate`, and its exit code
     becomes the handler's (0 -> 4, 5 -> 3, 17 -> 6)."""

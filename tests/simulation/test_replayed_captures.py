@@ -20,7 +20,7 @@ REFUSED = {"wrong-secret", "other-protocol"}
 NOT_ALIKE = {
     ("two-primaries", "alpha"): "allow-two-primaries has no effect: the second one is refused",
     ("two-primaries", "beta"): "allow-two-primaries has no effect: the second one is refused",
-    ("ahead", "alpha"): "on-congestion pull-ahead: this node never is Ahead, only Behind",
+    ("ahead", "alpha"): "becomes Ahead when acknowledgements are late, which a replay is not",
     ("two-volumes", "alpha"): "asks the peer about all volumes before it promotes the first",
 }
 """Roles that the engine does not play as the kernel did, and why not."""

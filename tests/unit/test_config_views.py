@@ -113,6 +113,11 @@ UNUSABLE = [
         "resource-and-stonith needs protocol B or C",
     ),
     (
+        "pull-ahead over protocol C",
+        resource("net { on-congestion pull-ahead; congestion-fill 1M; }"),
+        "on-congestion pull-ahead needs protocol A, found protocol C",
+    ),
+    (
         "a victim nobody knows",
         resource("net { after-sb-0pri discard-node-zoe; }"),
         "expected one of the hosts alice, bob, found zoe",
