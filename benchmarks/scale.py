@@ -1,7 +1,8 @@
 """How replicator grows: volumes from 1 GiB to 16 TiB (sparse files), and many resources on a machine.
 
-Usage: python -m benchmarks.scale [--sizes 1,100,1024,16384] [--resources 100] [--json FILE]
-(sizes in GiB). Prints the tables of docs/scale.md; nothing is asserted.
+Usage: python -m benchmarks.scale [--sizes 1,100,1024,16384] [--resources 100] [--dir DIR]
+[--json FILE] (sizes in GiB). Prints the tables of docs/scale.md; nothing is asserted. By default the
+files are in memory: what is measured is replicator, not a disk.
 
 Rules: nodes are driven by the command `replicator`, as an administrator would; a figure is what one
 run on one machine gave. Nothing here imports the engine.
@@ -16,6 +17,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import nbd
+
 from benchmarks import machine
 from benchmarks.processes import cpu_seconds, resident_mib
 from tests.integration.pair import RESOURCE, Node, Pair
@@ -23,16 +26,17 @@ from tests.integration.pair import RESOURCE, Node, Pair
 GIB = 1 << 30
 BLOCK = 4096
 SCATTERED = 10_000
+DEPTH = 64
 IDLE_SECONDS = 20.0
 LARGEST_FILE = (16 << 40) - (1 << 20)
 """ext4 has no larger ones."""
 PATIENCE = 600.0
 
 
-def measure_volume(size: int) -> dict[str, float]:
+def measure_volume(size: int, directory: Path) -> dict[str, float]:
     """One pair with a volume of `size` bytes; seconds, MiB and per cent of a processor."""
     figures: dict[str, float] = {}
-    with Pair(sizes=[size], frontend="native") as pair:
+    with Pair(sizes=[size], frontend="native", parent=directory) as pair:
         alice, bob = pair.nodes
         figures["create_md_s"] = _timed(lambda: [node.create_md() for node in pair.nodes]) / 2
         figures["up_s"] = _timed(lambda: [node.up() for node in pair.nodes]) / 2
@@ -52,12 +56,12 @@ def measure_volume(size: int) -> dict[str, float]:
     return figures
 
 
-def measure_resources(count: int) -> dict[str, float]:
+def measure_resources(count: int, directory: Path) -> dict[str, float]:
     """`count` connected pairs of resources of 1 GiB, both nodes on this machine."""
     pairs: list[Pair] = []
     try:
         for _ in range(count):
-            pair = Pair(sizes=[GIB], frontend="native")
+            pair = Pair(sizes=[GIB], frontend="native", parent=directory)
             pairs.append(pair)
             for node in pair.nodes:
                 node.create_md()
@@ -89,10 +93,14 @@ def _scatter(node: Node, size: int) -> None:
     """Write SCATTERED blocks all over the volume."""
     usable = int(node.status()["volumes"][0]["size_sectors"]) // 8
     choice = random.Random(size)
-    data = b"scattered block " * (BLOCK // 16)
+    data = nbd.Buffer.from_bytearray(bytearray(b"scattered block " * (BLOCK // 16)))
     with node.nbd() as handle:
         for _ in range(SCATTERED):
-            handle.pwrite(data, choice.randrange(usable) * BLOCK)
+            while handle.aio_in_flight() >= DEPTH:
+                handle.poll(-1)
+            handle.aio_pwrite(data, choice.randrange(usable) * BLOCK, completion=lambda _error: 1)
+        while handle.aio_in_flight():
+            handle.poll(-1)
         handle.flush()
 
 
@@ -100,7 +108,8 @@ def _idle_percent(pids: list[int]) -> list[float]:
     before = [cpu_seconds([pid]) for pid in pids]
     time.sleep(IDLE_SECONDS)
     return [
-        100 * (cpu_seconds([pid]) - old) / IDLE_SECONDS for pid, old in zip(pids, before, strict=True)
+        100 * (cpu_seconds([pid]) - old) / IDLE_SECONDS
+        for pid, old in zip(pids, before, strict=True)
     ]
 
 
@@ -129,7 +138,9 @@ def volume_table(rows: dict[int, dict[str, float]]) -> str:
     lines.append("|---|" + "---|" * len(VOLUME_COLUMNS))
     for gib, row in rows.items():
         name = f"{gib} GiB" if gib < 1024 else f"{gib / 1024:g} TiB"
-        lines.append(f"| {name} | " + " | ".join(f"{row[key]:.2f}" for key in VOLUME_COLUMNS) + " |")
+        lines.append(
+            f"| {name} | " + " | ".join(f"{row[key]:.2f}" for key in VOLUME_COLUMNS) + " |"
+        )
     return "\n".join(lines)
 
 
@@ -137,14 +148,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", default="1,100,1024,16384", help="volume sizes in GiB")
     parser.add_argument("--resources", type=int, default=100, help="0: not that part")
+    parser.add_argument("--dir", type=Path, default=Path("/dev/shm"), help="where the files are")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     result: dict[str, Any] = {"machine": machine.facts(), "load": machine.load(), "volumes": {}}
     for gib in map(int, filter(None, options.sizes.split(","))):
-        result["volumes"][gib] = measure_volume(min(gib * GIB, LARGEST_FILE))
+        result["volumes"][gib] = measure_volume(min(gib * GIB, LARGEST_FILE), options.dir)
         print(volume_table({gib: result["volumes"][gib]}), flush=True)
     if options.resources:
-        result["resources"] = measure_resources(options.resources)
+        result["resources"] = measure_resources(options.resources, options.dir)
         print(json.dumps(result["resources"], indent=1))
     print(volume_table(result["volumes"]))
     if options.json:

@@ -49,11 +49,12 @@ _SOCKETS = {"d": "data socket", "m": "meta socket"}
 
 
 DATA = int(Command.DATA)
-DIRECT = frozenset({DATA, int(Command.WRITE_ACK), int(Command.RECV_ACK)})
+WITH_DATA = frozenset({DATA, int(Command.RS_DATA_REPLY)})
+DIRECT = WITH_DATA | {int(Command.WRITE_ACK), int(Command.RECV_ACK)}
 """Commands for next_block()."""
 
 Block = tuple[int, int, int, int, int, int, bytes]
-"""Command, volume, sector, block id, two numbers (DATA: sequence number and flags; acknowledgements:
+"""Command, volume, sector, block id, two numbers (with data: sequence number and flags; acknowledgements:
 size in bytes and sequence number), data. Not a NamedTuple: making one costs as much as the parsing."""
 
 
@@ -167,11 +168,15 @@ class FrameReader:
         end = at + _H100_SIZE + length
         if length == _BLOCK_SIZE:
             size = third
-            if command == DATA:
+            if command in WITH_DATA:
                 return None
         else:
             size = length - _BLOCK_SIZE
-            if command != DATA or not 0 < size <= MAX_DATA or end - len(chunk) > self._later_size:
+            if (
+                command not in WITH_DATA
+                or not 0 < size <= MAX_DATA
+                or end - len(chunk) > self._later_size
+            ):
                 return None
         if size & 511 or size > MAX_TRIM or sector + (size >> 9) > MAX_SECTORS:
             return None

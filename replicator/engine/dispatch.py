@@ -73,8 +73,8 @@ def dispatch(resource: Resource, link: Link, command: int, number: int, payload:
 
 
 def dispatch_block(resource: Resource, block: Block) -> None:
-    """As dispatch, for what FrameReader.next_block() gives: a write of the peer, or its
-    acknowledgement of one of ours."""
+    """As dispatch, for what FrameReader.next_block() gives: a write of the peer, its acknowledgement
+    of one of ours, or data of a resync."""
     command, number, sector, block_id, _third, flags, data = block
     volume = _known_volume(resource, command, number)
     if command == DATA:
@@ -83,6 +83,8 @@ def dispatch_block(resource: Resource, block: Block) -> None:
         _receiver(volume, command).write(
             volume, Kind.WRITE, sector, nsectors, data, block_id, flags
         )
+    elif command == Command.RS_DATA_REPLY:
+        volume.resync.got_data(sector, data)
     elif block_id == SYNCER_ID:
         volume.resync_source.got_ack(command, BlockAck(sector, block_id, _third, flags))
     else:
@@ -204,7 +206,7 @@ def _resync_request(volume: Volume, command: int, packet: BlockRequest) -> None:
 
 def _resync_reply(volume: Volume, command: int, packet: Data) -> None:
     _checked(volume, command, packet)
-    volume.resync.got_data(packet)
+    volume.resync.got_data(packet.sector, packet.data)
 
 
 def _out_of_sync(volume: Volume, command: int, packet: BlockDesc) -> None:

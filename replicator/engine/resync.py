@@ -26,7 +26,6 @@ from protocol.packets import (
     BlockAck,
     BlockDesc,
     Command,
-    Data,
     block_ack,
     block_request,
 )
@@ -358,13 +357,13 @@ class Resync:
             )
         )
 
-    def got_data(self, packet: Data) -> None:
+    def got_data(self, sector: int, data: bytes) -> None:
         """RS_DATA_REPLY: write it in its turn."""
-        block = self._take(packet.sector, len(packet.data), "RS_DATA_REPLY")
+        block = self._take(sector, len(data), "RS_DATA_REPLY")
         if block is not None:
             self._volume.counters.received += block.nsectors
             self._received_sectors += block.nsectors
-            self._arrived(block, packet.data)
+            self._arrived(block, data)
 
     def got_deallocated(self, packet: BlockDesc) -> None:
         """RS_DEALLOCATED: the source has nothing but zeroes there."""

@@ -22,7 +22,7 @@ from typing import cast
 from replicator.engine.ports import Buffer, Channel, ChannelEvents
 
 LUMP = 256 * 1024
-"""Bytes given to the transport at a time (a single larger buffer goes whole)."""
+"""Bytes given to the transport at a time, or more by a single larger buffer, which goes whole."""
 
 JOIN_MAX = 16 * 1024
 """Bytes: what is smaller is joined in one buffer, as acknowledgements are; else each keeps its own."""
@@ -145,7 +145,7 @@ class TcpChannel(asyncio.Protocol):
         while self._parts and transport is not None and not self._may_not_write():
             lump: list[Buffer] = []
             size = 0
-            while self._parts and (not lump or size + len(self._parts[0]) <= LUMP):
+            while self._parts and size < LUMP:
                 part = self._parts.popleft()
                 size += len(part)
                 lump.append(part)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import WireError
-from protocol.framing import DIRECT, FrameReader
+from protocol.framing import DIRECT, WITH_DATA, FrameReader
 from protocol.packets import Command, block_ack, data_header, decode
 from replicator.engine.application import Application
 from replicator.engine.settings import DiskSettings, NetSettings
@@ -104,6 +104,7 @@ def established(stream: bytes, socket: str) -> FrameReader:
     return reader
 
 
+WITH_DATA_OR_NOT = (Command.DATA, Command.RS_DATA_REPLY, Command.DATA_REPLY, Command.WRITE_ACK)
 numbers = st.integers(0, 2**64 - 1)
 sectors = st.one_of(numbers, st.integers(0, 1 << 20))
 sizes = st.one_of(st.sampled_from([0, 512, 4096, 1 << 20]), st.integers(0, 2**32 - 1))
@@ -123,7 +124,7 @@ def writes(draw: st.DrawFn) -> bytes:
     length = draw(st.sampled_from([0, 1, 511, 512, 4096, 5000]))
     header = data_header(
         draw(st.integers(0, 3)),
-        draw(st.sampled_from([Command.DATA, Command.DATA_REPLY, Command.WRITE_ACK])),
+        draw(st.sampled_from(WITH_DATA_OR_NOT)),
         draw(sectors),
         draw(numbers),
         7,
@@ -144,7 +145,7 @@ def told_directly(reader: FrameReader) -> list[Any]:
                 command, volume, sector, block_id, third, fourth, data = block
                 assert command in DIRECT
                 fields = (sector, block_id, third, fourth)
-                packet = (*fields, b"", data) if command == Command.DATA else fields
+                packet = (*fields, b"", data) if command in WITH_DATA else fields
                 found.append((command, volume, packet))
                 continue
             frame = reader.next_frame()
