@@ -105,7 +105,7 @@ HANDLERS = (
     _handler("before-resync-target", "before a resync makes the local data inconsistent"),
     _handler("after-resync-target", "after the resync, the local data are consistent again"),
     _handler("before-resync-source", "before a resync in which this node is the source"),
-    _handler("out-of-sync", "an online verify found differing blocks", Effect.NO),
+    _handler("out-of-sync", "an online verify found differing blocks"),
 )
 
 REPLICATOR = (

@@ -51,6 +51,26 @@ def test_waiting_for_the_peer_reads_connecting_and_hides_its_unknown_states() ->
     )
 
 
+@pytest.mark.parametrize(
+    ("known", "words"),
+    [
+        ("Outdated", " peer-disk:Outdated"),
+        ("Inconsistent", " peer-disk:Inconsistent"),
+        ("DUnknown", ""),
+    ],
+)
+def test_what_is_known_of_a_peer_that_is_away_is_shown(known: str, words: str) -> None:
+    alone = volume(cs="WFConnection", peer_role="Unknown", peer_disk=known)
+    assert f"  peer connection:Connecting node:b{words}\n" in resource_text(resource(alone))
+
+
+def test_handlers_that_run_and_frozen_io_are_shown() -> None:
+    frozen = volume(cs="WFConnection", peer_role="Unknown", peer_disk="DUnknown", susp_fen=True)
+    text = resource_text(resource(frozen, handlers=["fence-peer, for 3 s (at most 180 s)"]))
+    assert "alpha role:Primary suspended:fencing\n" in text
+    assert "  running handler: fence-peer, for 3 s (at most 180 s)\n" in text
+
+
 def test_stand_alone_has_no_peer_line_and_shows_what_is_out_of_sync() -> None:
     alone = volume(cs="StandAlone", peer_role="Unknown", peer_disk="DUnknown", oos=1088)
     assert resource_text(resource(alone, last_error="split brain")) == (
