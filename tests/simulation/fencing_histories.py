@@ -92,10 +92,17 @@ class FencingHistory(History):
         self._promote()
 
     def _promote(self) -> None:
-        running = [node for node in self.nodes if node.resource is not None]
+        # No cluster manager promotes a node in the middle of a resync to it.
+        bad = Disk.Inconsistent
+        running = [n for n in self.nodes if n.resource is not None and not n.is_(disk=bad)]
         if running:
             node = self.rng.choice(running)
             self._note(f"  {node.name}")
+            for primary in self._primaries():
+                if primary is not node and not primary.is_(disk=Disk.UpToDate):
+                    # It was promoted as sync target and has lost the source: it serves errors only.
+                    primary.do(lambda done, p=primary: p.r.shutdown(done, force=True))
+                    primary.kill()
             self._try(node.primary)
             self._alone()
 
