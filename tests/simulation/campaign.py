@@ -8,7 +8,9 @@ What this file must not know: what a history is made of.
 from __future__ import annotations
 
 import gc
+import itertools
 import multiprocessing
+import queue
 import signal
 import time
 from collections import Counter
@@ -90,6 +92,7 @@ def batches(
 def _start_worker() -> None:
     """The interrupt is for the one who counts. Most garbage dies young: look at it less often."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     less_garbage_collection()
 
 
@@ -102,6 +105,8 @@ def run(work: Iterator[list[Task]], jobs: int, progress_seconds: float = 60.0) -
     """Play until the work ends, one history fails, or somebody interrupts."""
     total, started = Outcome(), time.monotonic()
     said = started
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell began it in the background
+        signal.signal(number, signal.default_int_handler)
     try:
         for outcome in _outcomes(work, jobs):
             total.add(outcome)
@@ -121,17 +126,19 @@ def _outcomes(work: Iterator[list[Task]], jobs: int) -> Iterator[Outcome]:
         less_garbage_collection()
         yield from map(play_batch, work)
         return
-    ahead = multiprocessing.Semaphore(2 * jobs)
-
-    def bounded() -> Iterator[list[Task]]:
-        # imap takes all the work there is at once: hold it back to what can be played soon.
-        for tasks in work:
-            ahead.acquire()
-            yield tasks
-
+    done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+    under_way = 0
     with multiprocessing.Pool(jobs, _start_worker) as pool:
-        for outcome in pool.imap_unordered(play_batch, bounded()):
-            ahead.release()
+        while True:
+            for tasks in itertools.islice(work, 2 * jobs - under_way):
+                pool.apply_async(play_batch, (tasks,), callback=done.put, error_callback=done.put)
+                under_way += 1
+            if not under_way:
+                return
+            outcome = done.get()
+            under_way -= 1
+            if isinstance(outcome, BaseException):
+                raise outcome
             yield outcome
 
 

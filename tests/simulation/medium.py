@@ -58,6 +58,10 @@ class Medium:
             if mask >> sector & 1
         }
 
+    @property
+    def has_unflushed(self) -> bool:
+        return any(self._layers)
+
     def unflushed_pages(self) -> set[int]:
         """Pages with such sectors."""
         return set().union(*self._layers)

@@ -35,7 +35,7 @@ class Differences:
         self._number = number
         self.differing = 0
         """Mask of the 4 KiB blocks of the data area whose content differs."""
-        self._end = pair.alice.data_size(number) // PAGE
+        self._end = -(-pair.alice.data_size(number) // PAGE)
         self._data = (1 << self._end) - 1
         for node in self._nodes:
             medium = node.media[number]
@@ -53,6 +53,9 @@ class Differences:
                 self.differing &= ~bit
 
     def violations(self) -> list[str]:
+        media = [node.media[self._number] for node in self._nodes]
+        if not self.differing and not any(medium.has_unflushed for medium in media):
+            return []
         alice, bob = (self._past(node) for node in self._nodes)
         found = []
         for one in alice:

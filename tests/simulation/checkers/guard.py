@@ -19,7 +19,7 @@ from tests.simulation.pair import Pair
 EVERY = 13
 """Events between two looks. Each costs as much as several events; a campaign of many histories sees
 more with this than one of few that looks after each event."""
-COUNTERS_EVERY = 5
+COUNTERS_EVERY = 8
 """Looks between two at the counters: a whole status is made for each."""
 
 
