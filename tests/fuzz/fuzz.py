@@ -3,8 +3,8 @@
     make fuzz TARGET=configuration SECONDS=600
 
 Needs the extra `fuzz` (pip install -e '.[fuzz]'), which `make fuzz` installs; nothing else does. What
-is found to be new is kept in build/fuzz/TARGET between runs; `--save` chooses from it what together reaches
-all that was reached and puts that into tests/fuzz/corpus, which every test run plays again.
+is found to be new is kept in build/fuzz/TARGET between runs; `--save` puts the smallest of it into
+tests/fuzz/corpus, which every test run plays again.
 
 Limits of an input: SECONDS_EACH, MEMORY. An input that breaks one, or that ends in an error which the
 parser does not declare, ends the run with exit code 77 and is left in build/fuzz/TARGET-crash-...
@@ -25,7 +25,7 @@ import msgpack
 SECONDS_EACH = 5
 MEMORY_MIB = 1024
 """Of the whole process, the fuzzer's own corpus included."""
-SAVED_BYTES = 24 << 10
+SAVED_BYTES = 12 << 10
 """Most of what is committed for one target, before compression."""
 WORK = Path("build/fuzz")
 ARGUMENTS = "REPLICATOR_FUZZ_ARGUMENTS"
@@ -74,12 +74,7 @@ def _run(name: str, seconds: int, *, save: bool) -> bool:
     ]
     ended = _child(name, [str(kept), *limits, f"-max_total_time={seconds}", "-print_final_stats=1"])
     if save and not ended:
-        best = WORK / f"{name}-best"
-        best.mkdir(exist_ok=True)
-        for path in best.iterdir():
-            path.unlink()
-        _child(name, ["-merge=1", *limits, str(best), str(kept)])
-        _save(name, best)
+        _save(name, kept)
     return not ended
 
 
@@ -110,12 +105,12 @@ def _fuzz(name: str) -> int:
     return 0
 
 
-def _save(name: str, best: Path) -> None:
-    """The smallest inputs, as many as there is room for."""
+def _save(name: str, kept: Path) -> None:
+    """The smallest of the inputs that reached something new, as many as there is room for."""
     from tests.fuzz.targets import CORPUS
 
     inputs, room = [], SAVED_BYTES
-    for data in sorted((path.read_bytes() for path in best.iterdir()), key=lambda d: (len(d), d)):
+    for data in sorted((path.read_bytes() for path in kept.iterdir()), key=lambda d: (len(d), d)):
         room -= len(data)
         if room < 0:
             break
