@@ -158,7 +158,7 @@ class HarshHistory(DiskHistory):
             if max(shown, default=0) > last:
                 must.flushed(promised, {node.name})
         found = must.violations(node.name, medium)
-        self.complaints += [f"{node.name} promoted: {words}" for words in found]
+        self.complaints += [f"{node.name} promoted: {words}" for words in found[:3]]
 
     def _mend(self) -> None:
         if self._interrupted:
@@ -380,12 +380,16 @@ class HarshHistory(DiskHistory):
         node = running[0]
         self._note(f"  {node.name}")
         before = set(self.current)
-        self._try(lambda: node.primary(force=True))
+        self._force_copy(node)
         if node.r.role is Role.Primary:
             self.split = self.split or before != {node.name}
             self.current &= {node.name}
-            for account in self.accounts:
-                account.floor[node.name].clear()
+
+    def _force_copy(self, node: Node) -> None:
+        for account, flushes in zip(self.accounts, self.flushes, strict=True):
+            account.floor[node.name].clear()
+            flushes.clear()
+        super()._try(lambda: node.primary(force=True))
 
     def _replace_disk(self) -> None:
         """A node that is down gets new disks, full of something else; the other has all data."""
@@ -522,6 +526,29 @@ class HarshHistory(DiskHistory):
                 for volume in node.r.volumes.values():
                     volume.settings.disk.c_max_rate = 0
         super().heal()
+
+    def _give_one_up(self) -> None:
+        """After many promotions by force nothing may tie the copies any more: then the one that is
+        given up is created anew."""
+        super()._give_one_up()
+        self.pair.run(5)
+        strangers = any("nothing in common" in node.r.last_error for node in self.nodes)
+        if strangers and self._stand_alone():
+            self._create_anew()
+
+    def _create_anew(self) -> None:
+        victim = next(node for node in self.nodes if node.name == self.discarded)
+        if victim.is_(disk=Disk.UpToDate) and not self._other(victim).is_(disk=Disk.UpToDate):
+            victim = self._other(victim)
+        self._note(f"  {victim.name} is created anew")
+        self.discarded = victim.name
+        victim.kill()
+        for meta in victim.metas:
+            create_md(meta, self.pair.placement)
+        victim.up()
+        if not self._other(victim).is_(disk=Disk.UpToDate):
+            self._force_copy(self._other(victim))
+        self._connect()
 
     def check(self) -> None:
         accused = [li for li in self.pair.lines if any(words in li for words in ACCUSATIONS)]
