@@ -34,8 +34,10 @@ sim: setup ## invent histories of faults for SECONDS=60 with JOBS=1, or play one
 	@$(VENV)/bin/python -m tests.simulation.explore $(if $(KIND),--kind $(KIND)) \
 		$(if $(SEED),--seed $(SEED),--seconds $(SECONDS) --jobs $(JOBS))
 
-mutants: setup ## remove one safeguard of the engine after the other: do the histories notice?
-	@$(VENV)/bin/python -m tests.simulation.mutants
+HISTORIES := 2000
+ONLY :=
+mutants: setup ## remove one safeguard after the other: do HISTORIES=2000 notice? ONLY=name for one
+	@$(VENV)/bin/python -m tests.simulation.mutants $(ONLY) --histories $(HISTORIES)
 
 MINUTES := 5
 torture: setup ## faults of all kinds on two real nodes: make torture MINUTES=60 SEED=7

@@ -109,6 +109,8 @@ class HarshHistory(DiskHistory):
         was answered, and what it has promised."""
         self.completed: list[dict[int, int]] = []
         """By volume: what the Primary had completed when it died, under eyes of a peer that lives."""
+        self.blank: set[str] = set()
+        """Nodes with new disks that have never been in sync: nobody would declare those good."""
         self.bad_disk: random.Random | None = None
         """Disks that are opened now fail now and then."""
         self.pair.opened = self._opened
@@ -129,6 +131,11 @@ class HarshHistory(DiskHistory):
                 return
             self.ambiguous = True
         super()._fail_over()
+
+    def _note_current(self) -> None:
+        super()._note_current()
+        if self._together():
+            self.blank.clear()
 
     def _try(self, call: Callable[[], None]) -> None:
         """Whatever is ordered: if it makes a node Primary, that is a moment to look."""
@@ -378,6 +385,8 @@ class HarshHistory(DiskHistory):
         if len(running) != 1 or running[0].r.role is Role.Primary:
             return
         node = running[0]
+        if node.name in self.blank:
+            return
         self._note(f"  {node.name}")
         before = set(self.current)
         self._force_copy(node)
@@ -399,6 +408,7 @@ class HarshHistory(DiskHistory):
         node = down[0]
         self._note(f"  {node.name}")
         self.current.discard(node.name)
+        self.blank.add(node.name)
         for number in range(self.volumes):
             garbage = self.rng.randbytes(8) * 512
             for page in self.rng.sample(range(self.blocks), 40):
@@ -538,8 +548,10 @@ class HarshHistory(DiskHistory):
 
     def _create_anew(self) -> None:
         victim = next(node for node in self.nodes if node.name == self.discarded)
-        if victim.is_(disk=Disk.UpToDate) and not self._other(victim).is_(disk=Disk.UpToDate):
-            victim = self._other(victim)
+        other = self._other(victim)
+        better = victim.is_(disk=Disk.UpToDate) and not other.is_(disk=Disk.UpToDate)
+        if better or other.name in self.blank:
+            victim = other
         self._note(f"  {victim.name} is created anew")
         self.discarded = victim.name
         victim.kill()

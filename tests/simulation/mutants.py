@@ -1,9 +1,10 @@
 """Does the simulator bite? Each mutant of `mutations` is hunted with invented histories.
 
-    python -m tests.simulation.mutants [NAME...] [--histories N] [--from SEED]
+    python -m tests.simulation.mutants [NAME...] [--histories N] [--from SEED] [--update FILE]
 
-Prints a table: what was removed, how many histories it took, of which kind the one was that noticed,
-and what it noticed. Exit status 1 if a mutant survived N histories; 2 if one was no engine at all.
+Prints a table: what was removed, how many histories it took, the kind and seed of the one that
+noticed, and what it noticed. --update writes its rows into the table of a file: docs/mutants.md.
+Exit status 1 if a mutant survived N histories; 2 if one was no engine at all.
 What this file must not know: what a mutant does.
 """
 
@@ -14,6 +15,7 @@ import sys
 import time
 from dataclasses import dataclass
 from itertools import cycle, islice
+from pathlib import Path
 
 from tests.simulation.campaign import KINDS, played
 from tests.simulation.mutations import MUTANTS, applied
@@ -70,17 +72,36 @@ def row(name: str, limit: int, found: Found | None, seconds: float) -> str:
     return f"| `{name}` | {words} | {found.histories} | {found.kind} {found.seed} | {noticed} |"
 
 
+def rows(text: str) -> dict[str, str]:
+    """The rows of the table in a text, by the mutant's name."""
+    lines = [line for line in text.splitlines() if line.startswith("| `")]
+    return {line.split("`")[1]: line for line in lines}
+
+
+def update(path: Path, new: dict[str, str]) -> None:
+    """Put rows into the table of a file, in the order of MUTANTS; rows of no mutant go."""
+    text = path.read_text()
+    table = {**rows(text), **new}
+    lines = [line for line in text.splitlines() if not line.startswith("| `")]
+    after = next(i for i, line in enumerate(lines) if line.startswith("|---")) + 1
+    lines[after:after] = [table[name] for name in MUTANTS if name in table]
+    path.write_text("\n".join(lines) + "\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", help="mutants; all if none is named")
     parser.add_argument("--histories", type=int, default=HISTORIES, help="at most, for each")
     parser.add_argument("--from", dest="first", type=int, default=0, help="first seed")
+    parser.add_argument(
+        "--update", type=Path, help="a file with the table, to be brought up to date"
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.names) - MUTANTS.keys():
         parser.error(
             f"no such mutant: {', '.join(sorted(unknown))}; there are {', '.join(MUTANTS)}"
         )
-    survivors = 0
+    survivors, table = 0, {}
     print("| mutant | what is wrong | histories | seed | noticed |\n|---|---|---|---|---|")
     for name in arguments.names or MUTANTS:
         started = time.monotonic()
@@ -91,7 +112,10 @@ def main() -> int:
             return 2
         survivors += found is None
         seconds = time.monotonic() - started
-        print(row(name, arguments.histories, found, seconds), flush=True)
+        table[name] = row(name, arguments.histories, found, seconds)
+        print(table[name], flush=True)
+        if arguments.update is not None:
+            update(arguments.update, table)
     return 1 if survivors else 0
 
 
