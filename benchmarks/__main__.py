@@ -157,13 +157,14 @@ def parsed(arguments: Sequence[str]) -> argparse.Namespace:
     add("--disk-dir", type=Path, default=Path("/var/tmp"), help="a real disk (/var/tmp)")
     add("--out", type=Path, help="where the report is written (docs; build/bench if quick)")
     add("--only", action="append", default=[], metavar="PREFIX", help="contestants, e.g. native-C")
+    add("--scenario-rounds", type=int, help="of resync, failover... (3; 1 if quick)")
     add("--no-scenarios", action="store_true", help="only fio")
     options = parser.parse_args(arguments)
     quick = options.quick
     options.rounds = options.rounds or (3 if quick else 5)
     options.seconds = options.seconds or (0.5 if quick else 2.0)
     options.out = options.out or ROOT / ("build/bench" if quick else "docs")
-    options.scenario_rounds = 1 if quick else 3
+    options.scenario_rounds = options.scenario_rounds or (1 if quick else 3)
     options.scenario_size = 256 if quick else 1024
     options.idle_seconds = 4.0 if quick else 30.0
     return options

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 POLL = 0.05
+HANGS_AFTER = 1.0
+"""Seconds that a process may wait for a disk."""
 
 
 def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -28,11 +30,7 @@ def wait_until(condition: Callable[[], bool], seconds: float) -> bool:
 
 def alive(pid: int) -> bool:
     """Whether the process runs; a zombie, which holds nothing any more, does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return False
-    return state not in ("Z", "X")
+    return state(pid) not in ("", "Z", "X")
 
 
 def command_line(pid: int) -> str:
@@ -44,11 +42,24 @@ def command_line(pid: int) -> str:
     return raw.replace(b"\0", b" ").decode(errors="replace").strip()
 
 
+def state(pid: int) -> str:
+    """Its letter in /proc; "" if there is no such process. Never blocks."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return ""
+
+
 def processes_of(directory: Path) -> list[int]:
     """Pids of all processes, but this one, whose command line names the directory."""
-    pids = [int(entry) for entry in os.listdir("/proc") if entry.isdecimal()]
     own = {os.getpid(), os.getppid()}
-    return [pid for pid in pids if pid not in own and str(directory) in command_line(pid)]
+    pids = {int(entry) for entry in os.listdir("/proc") if entry.isdecimal()} - own
+    # Asking for the command line of a process that hangs on a dead device hangs as well.
+    hanging = {pid for pid in pids if state(pid) == "D"}
+    if hanging:
+        wait_until(lambda: "D" not in map(state, hanging), HANGS_AFTER)
+        pids -= {pid for pid in hanging if state(pid) == "D"}
+    return [pid for pid in sorted(pids) if str(directory) in command_line(pid)]
 
 
 def kill(pid: int, seconds: float = 10) -> bool:
