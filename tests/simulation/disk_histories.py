@@ -156,11 +156,12 @@ class DiskHistory(History):
     ) -> Callable[[int], None]:
         account = self.accounts[volume]
         account.submitted(sectors, number)
+        began = self._era(primary, volume)
 
         def done(error: int) -> None:
             if not error:
                 account.completed(primary.name, sectors, number)
-                self._acknowledged(primary, volume)
+                self._acknowledged(primary, volume, began)
                 self._alone()
 
         return done
@@ -207,7 +208,7 @@ class DiskHistory(History):
             if self.protocol != "C" and primary.name in holders:
                 holders = {primary.name}
             account.flushed(promised, holders)
-            self._acknowledged(primary, number, flushed=True)
+            self._acknowledged(primary, number, None, flushed=True)
             self._alone()
 
         primary.volume(number).flush(done)

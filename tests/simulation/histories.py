@@ -203,9 +203,14 @@ class History:
         """A split brain may be claimed that the lineage of the copies does not show."""
         return self.split
 
-    def _acknowledged(self, primary: Node, volume: int, *, flushed: bool = False) -> None:
+    def _era(self, primary: Node, volume: int) -> int | None:
+        return self.guard.era_of_writes(primary.name, volume) if self.guard is not None else None
+
+    def _acknowledged(
+        self, primary: Node, volume: int, began: int | None, *, flushed: bool = False
+    ) -> None:
         if self.guard is not None:
-            self.guard.completed(primary.name, volume, flushed=flushed)
+            self.guard.completed(primary.name, volume, began, flushed=flushed)
 
     def _note(self, words: str) -> None:
         """A line of the trace, among what the nodes log."""
@@ -262,11 +267,12 @@ class History:
         first = self.rng.choice(PLACES) * 8 + self.rng.randrange(8)
         sectors = range(first, first + self.rng.choice((1, 3, 8, 8, 17)))
         self.account.submitted(sectors, number)
+        began = self._era(primary, 0)
 
         def done(errno: int) -> None:
             if not errno:
                 self.account.completed(primary.name, sectors, number)
-                self._acknowledged(primary, 0)
+                self._acknowledged(primary, 0, began)
                 self._alone()
 
         data = struct.pack("<Q", number) * (64 * len(sectors))

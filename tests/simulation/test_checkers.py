@@ -66,7 +66,7 @@ def test_writes_without_activity_log_are_found_before_any_power_is_lost(monkeypa
 
 def acknowledged(guard: Guard, *names: str) -> None:
     for name in names:
-        guard.completed(name, 0)
+        guard.completed(name, 0, guard.era_of_writes(name, 0))
 
 
 def test_a_split_brain_is_what_the_lineage_expects_and_no_violation():

@@ -42,7 +42,7 @@ class Guard:
         self.counters = Counters(pair)
         self.waits = Waits(pair)
         self.given_up: str | None = None
-        """The node whose changes the after-split-brain policies have given up last."""
+        """The node whose changes were given up last, by a policy or a person."""
         self._verdicts: list[str] = []
         """What is wrong with verdicts: kept for the next event, not thrown into the engine."""
         observe.watch_handshakes(pair, self._decided)
@@ -66,15 +66,19 @@ class Guard:
             found += self.counters.violations() + self.waits.violations()
         self.report(found)
 
-    def completed(self, primary: str, volume: int, *, flushed: bool = False) -> None:
+    def era_of_writes(self, primary: str, volume: int) -> int | None:
+        return self.lineages[volume].era_of_writes(primary)
+
+    def completed(
+        self, primary: str, volume: int, began: int | None, *, flushed: bool = False
+    ) -> None:
         """An application's write was acknowledged, or a flush."""
-        self.lineages[volume].completed(primary, flushed=flushed)
+        self.lineages[volume].completed(primary, began, flushed=flushed)
 
     def _decided(self, event: Decided) -> None:
         verdict = event.verdict
         self._verdicts += self.lineages[event.volume].decided(event)
-        discards = event.facts.own_discard or event.facts.peer_discard
-        if verdict.split_brain and verdict.outcome in MIRRORED and not discards:
+        if verdict.split_brain and verdict.outcome in MIRRORED:
             source = verdict.outcome is Outcome.SOURCE
             self.given_up = OTHER[event.node] if source else event.node
 

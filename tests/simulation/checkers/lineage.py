@@ -110,8 +110,16 @@ class Lineage:
         if state is not None and state.conn >= Conn.Connected:
             self._shared[copy] = set(self.eras[copy])
 
-    def completed(self, primary: str, *, flushed: bool = False) -> None:
-        """An application's write was acknowledged by this Primary, or a flush.
+    def era_of_writes(self, primary: str) -> int | None:
+        """The era of the one copy that gets what this Primary writes now; None if both do."""
+        self.look()
+        state = self._states[primary]
+        receivers = self._receivers(primary, state) if state is not None else []
+        return self._own[receivers[0]] if len(receivers) == 1 else None
+
+    def completed(self, primary: str, began: int | None, *, flushed: bool = False) -> None:
+        """An application's write was acknowledged by this Primary, or a flush. began: the era in
+        which the write was submitted; the other copy may have one that is older than this era.
 
         What only the peer of a Primary without disk has counts from the flush on: until then the
         Primary may lose sight of it, go on with its own disk again, and say so at the next flush.
@@ -120,7 +128,7 @@ class Lineage:
         state = self._states[primary]
         receivers = self._receivers(primary, state) if state is not None else []
         own = self._own[receivers[0]] if len(receivers) == 1 else None
-        if own is None:
+        if own is None or not (flushed or own == began):
             return
         if receivers == [primary] or (flushed and own in self._unpromised):
             self._written.add(own)
