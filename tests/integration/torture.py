@@ -62,6 +62,7 @@ class Game:
     disks: dict[str, str]
     rounds: list[str]
     longest: float = 6.0
+    disk_io: str = "buffered"
 
     @staticmethod
     def planned(seed: int, number: int, rounds: int = ROUNDS) -> Game:
@@ -75,11 +76,12 @@ class Game:
             {node: rng.choice(FRONTENDS) for node in NAMES},
             {node: rng.choice(list(torture_disks.KINDS)) for node in NAMES},
             rng.choices(kinds, weights, k=rounds),
+            disk_io=rng.choice(("buffered", "direct")),
         )
 
     def __str__(self) -> str:
         nodes = ", ".join(f"{n}: {self.frontends[n]} on {self.disks[n]}" for n in NAMES)
-        return f"game {self.name}: protocol {self.protocol}; {nodes}"
+        return f"game {self.name}: protocol {self.protocol}, {self.disk_io}; {nodes}"
 
 
 @dataclass(slots=True)
@@ -130,7 +132,8 @@ def play(game: Game) -> TortureRounds:
         stack.enter_context(pair)
         network = stack.enter_context(_network_of(pair))
         for node in pair.nodes:
-            own_config(pair, node, "frontend nbdkit;", f"frontend {game.frontends[node.name]};")
+            chosen = f"frontend {game.frontends[node.name]}; disk-io {game.disk_io};"
+            own_config(pair, node, "frontend nbdkit;", chosen)
             peer = pair.other(node)
             text = node.config_path.read_text()
             real = _port(pair, peer.name)
