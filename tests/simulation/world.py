@@ -320,6 +320,8 @@ class Network:
         """(sender, channel, data) told of everything that arrives."""
         self.listeners: dict[str, Callable[[Channel], None]] = {}
         self.channels: list[Channel] = []
+        self._dialled = 0
+        """Connections ever made; each is named by its number."""
         self.base_latency = 0.0002
         self.tap: Callable[[str, bytes | None], None] | None = None
         """Told what leaves a channel, by its name; None for its end."""
@@ -351,7 +353,8 @@ class Network:
         peer = self.peer_of(node)
         if self.cut or not self.alive[peer] or peer not in self.listeners:
             return None
-        number = len(self.channels)
+        self._dialled += 1
+        number = self._dialled
         near = Channel(self, node, f"{node}->{peer}#{number}")
         far = Channel(self, peer, f"{peer}<-{node}#{number}")
         near.other, far.other = far, near
