@@ -73,10 +73,9 @@ class SmallDisk(PlainDisk):
         self.path.symlink_to(self.file)
 
     def fail(self) -> None:
-        with (self._room / "others").open("wb") as others, contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), (self._room / "others").open("wb") as others:
             while True:
                 others.write(bytes(ROOM))
-                others.flush()
 
     def repair(self) -> None:
         (self._room / "others").unlink(missing_ok=True)
