@@ -77,6 +77,9 @@ class DiskHistory(History):
     def _may_suspect(self) -> bool:
         return self.split or self.ambiguous
 
+    def _gave_up(self, node: str, volume: int) -> None:
+        self.accounts[volume].given_up(node)
+
     # --- who has what -------------------------------------------------------------------------
 
     def _holders(self, primary: Node) -> set[str]:

@@ -41,6 +41,9 @@ class Account:
         self.writes: dict[int, list[int]] = {}
         self.floor: dict[str, dict[int, int]] = {"alice": {}, "bob": {}}
         self._completed: dict[str, dict[int, int]] = {"alice": {}, "bob": {}}
+        self._given_up: dict[str, dict[int, int]] = {"alice": {}, "bob": {}}
+        """Per node and sector: how many writes there were when a split brain was last solved
+        against this node."""
 
     def submitted(self, sectors: range, number: int) -> None:
         for sector in sectors:
@@ -67,12 +70,21 @@ class Account:
         """After a crash a completed write that was not flushed is only allowed, not promised."""
         self._completed[node].clear()
 
+    def given_up(self, node: str) -> None:
+        """A split brain was solved against this node: see united()."""
+        self._given_up[node] = {sector: len(numbers) for sector, numbers in self.writes.items()}
+
     def united(self, discarded: str | None) -> None:
         """Both copies are said to be equal: whatever was promised on either node must be there,
         save what an administrator has given up on one of them."""
         alice, bob = self.floor["alice"], self.floor["bob"]
         if discarded is not None:
             kept = bob if discarded == "alice" else alice
+            # Nor does its next flush, as Primary again, promise what was completed on the copy
+            # that is no more; it does promise what was submitted after the decision.
+            before = self._given_up[discarded]
+            completed = self._completed[discarded].items()
+            self._completed[discarded] = {s: i for s, i in completed if i >= before.get(s, 0)}
         else:
             kept = {s: max(alice.get(s, 0), bob.get(s, 0)) for s in alice.keys() | bob.keys()}
         self.floor = {"alice": dict(kept), "bob": dict(kept)}
@@ -172,7 +184,7 @@ class History:
 
     def run(self) -> None:
         self._choose_policies()
-        self.guard = Guard(self.pair, suspected=self._may_suspect)
+        self.guard = Guard(self.pair, suspected=self._may_suspect, gave_up=self._gave_up)
         if self.rng.random() < 0.05:
             self.pair.up_synced()
         else:
@@ -202,6 +214,9 @@ class History:
     def _may_suspect(self) -> bool:
         """A split brain may be claimed that the lineage of the copies does not show."""
         return self.split
+
+    def _gave_up(self, node: str, _volume: int) -> None:
+        self.account.given_up(node)
 
     def _era(self, primary: Node, volume: int) -> int | None:
         return self.guard.era_of_writes(primary.name, volume) if self.guard is not None else None

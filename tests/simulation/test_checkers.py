@@ -12,6 +12,7 @@ from replicator.engine.handshake import Handshake, Outcome, Verdict
 from replicator.engine.volume import Volume
 from tests.simulation.checkers.guard import Guard, Violation
 from tests.simulation.checkers.observe import Decided
+from tests.simulation.histories import Account
 from tests.simulation.pair import Pair
 
 BLOCK = 4096
@@ -155,3 +156,25 @@ def test_a_state_that_should_pass_at_once_and_stays_is_found():
     assert guard.waits.violations() == []
     pair.clock.time += 60
     assert guard.waits.violations() == ["alice/0: BrokenPipe for 60 s"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_the_account_holds_no_copy_to_what_was_given_up_with_it(before):
+    """Alice has completed a write that no flush has promised yet, before or after a split brain was
+    solved against her; both are in sync again, and as Primary she flushes."""
+    pair = Pair(1)
+    sectors = range(8)
+    account = Account()
+    account.submitted(sectors, 1)
+    if not before:
+        account.given_up("alice")
+        account.submitted(sectors, 2)
+    account.completed("alice", sectors, 1 if before else 2)
+    if before:
+        account.given_up("alice")
+    account.united("alice")
+    account.flushed(account.before_flush("alice"), {"alice", "bob"})
+    found = account.violations("alice", pair.alice.media[0])
+    assert found == (
+        [] if before else [f"sector {s} holds 0, allowed [2] of [0, 1, 2]" for s in sectors]
+    )

@@ -28,14 +28,20 @@ class Violation(AssertionError):
 
 
 class Guard:
-    """Looks at a pair while it runs. every: events between two looks. suspected: see Lineage."""
+    """Looks at a pair while it runs. every: events between two looks. suspected: see Lineage.
+    gave_up: called with node and volume when a policy or a person gives up that node's changes."""
 
     def __init__(
-        self, pair: Pair, every: int = EVERY, suspected: Callable[[], bool] = lambda: False
+        self,
+        pair: Pair,
+        every: int = EVERY,
+        suspected: Callable[[], bool] = lambda: False,
+        gave_up: Callable[[str, int], None] = lambda _node, _volume: None,
     ) -> None:
         self._pair = pair
         self._every = every
         self._left = every
+        self._gave_up = gave_up
         self.looks = 0
         self.differences = [Differences(pair, n) for n in range(len(pair.alice.media))]
         self.lineages = [Lineage(pair, n, suspected) for n in range(len(pair.alice.media))]
@@ -81,6 +87,7 @@ class Guard:
         if verdict.split_brain and verdict.outcome in MIRRORED:
             source = verdict.outcome is Outcome.SOURCE
             self.given_up = OTHER[event.node] if source else event.node
+            self._gave_up(self.given_up, event.volume)
 
     def report(self, found: list[str]) -> None:
         if found:
