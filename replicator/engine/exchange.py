@@ -70,6 +70,7 @@ class Exchange:
         """Number of the exchange of bitmaps, so that what a former one began does not disturb."""
         self._preparing = False
         self._early_uuid: int | None = None
+        """Name of a resync for which this node is not ready yet."""
 
     @property
     def _link(self) -> Link | None:
@@ -87,6 +88,12 @@ class Exchange:
         self._round += 1
         self._preparing = False
         self._early_uuid = None
+
+    def state_changed(self, old: StateWord, new: StateWord) -> None:
+        """The volume's state changed: the resync whose name came early may have come to nothing."""
+        back = new.conn is Conn.Connected and old.conn is not Conn.Connected
+        if back or new.disk < Disk.Inconsistent:
+            self._early_uuid = None
 
     # --- telling ------------------------------------------------------------------------------
 

@@ -182,6 +182,7 @@ class Volume:
         self.log("info", state_change_text(old, new))
         self._update_shortcuts()
         self._follow_data(old, new)
+        self.exchange.state_changed(old, new)
         self.resync.state_changed(old, new)
         self.resync_source.state_changed(old, new)
         self.verify.state_changed(old, new)

@@ -150,3 +150,32 @@ def test_a_target_that_has_lost_several_names_of_its_resync_is_no_stranger():
     bob.up()
     pair.settle()
     assert not differing_blocks(alice, bob)
+
+
+@pytest.mark.parametrize("loser", ["source", "target"])
+def test_the_name_of_a_full_sync_that_came_to_nothing_does_not_begin_the_next_one(loser):
+    """The target was still marking its blocks, on a slow disk, when the name came; then a disk went.
+    When that is attached again, the resync waits for the name that the source gives it after its flush."""
+    pair = Pair()
+    pair.up_synced()
+    source, target = pair.alice, pair.bob
+    hang(target.disks[0], pair, 2.0)
+    target.r.invalidate(0, lambda _error: None)
+    until_conn(pair, source, Conn.SyncSource)
+    pair.run(0.01)
+    assert target.is_(Conn.StartingSyncT)
+    lost = source if loser == "source" else target
+    lost.r.detach(0, True, lambda _error: None)
+    pair.run(5)
+    assert target.is_(Conn.Connected)
+    assert lost.volume().state.disk is Disk.Diskless
+    target.disks[0].slow = None
+    lost.attach(0, lambda _error: None)
+    source.disks[0].slow = lambda kind, _offset, _length: 0.5 if kind == "flush" else 0.0
+    until_conn(pair, target, Conn.WFSyncUUID)
+    assert not source.is_(Conn.SyncSource)
+    pair.run(0.1)
+    assert target.is_(Conn.WFSyncUUID)
+    pair.settle()
+    assert not differing_blocks(source, target)
+    assert not [line for line in pair.lines if "connection ended" in line]
