@@ -17,6 +17,8 @@ from errno import EIO
 from protocol.states import Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.errors import ReplicatorError
+from replicator.metadata.layout import sb_offset
+from replicator.metadata.superblock import Flags, Superblock
 from tests.simulation import disk_histories, histories
 from tests.simulation.disk_histories import DiskHistory
 from tests.simulation.histories import SIZE, Account, Act
@@ -403,9 +405,11 @@ class HarshHistory(DiskHistory):
     def _replace_disk(self) -> None:
         """A node that is down gets new disks, full of something else; the other has all data."""
         down = [n for n in self.nodes if n.resource is None]
-        if len(down) != 1 or self._other(down[0]).name not in self.current:
+        if len(down) != 1:
             return
-        node = down[0]
+        node, other = down[0], self._other(down[0])
+        if other.name not in self.current or self._half_overwritten(other):
+            return
         self._note(f"  {node.name}")
         self.current.discard(node.name)
         self.blank.add(node.name)
@@ -415,6 +419,17 @@ class HarshHistory(DiskHistory):
                 node.media[number].put(page * 4096, garbage)
             create_md(node.metas[number], self.pair.placement)
             self.accounts[number].floor[node.name].clear()
+
+    def _half_overwritten(self, node: Node) -> bool:
+        """Whether a copy of this node, which had all data, is a resync's target meanwhile, by an
+        invalidate perhaps. If its source goes now, no good copy is left, and the nodes are right to
+        refuse."""
+        heads = [
+            Superblock.decode(meta.read(sb_offset(meta.size, self.pair.placement), 4096))
+            for meta in node.metas  # a detached disk shows no state
+        ]
+        states = [volume.state.disk for volume in node.r.volumes.values()]
+        return Disk.Inconsistent in states or any(not h.flags & Flags.CONSISTENT for h in heads)
 
     def _outage(self) -> None:
         """Both nodes lose power at the same moment."""
