@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable
 from replicator.engine.ports import Disk
 from replicator.metadata.bitmap import Bitmap
 from replicator.metadata.layout import Geometry
-from replicator.metadata.superblock import Superblock
+from replicator.metadata.superblock import Flags, Superblock
 
 PAGE = 4096
 RUN_PAGES_MAX = 256
@@ -38,6 +38,8 @@ class SuperblockWriter:
         self._refresh = refresh
         self._writing = False
         self._waiting: list[Then] = []
+        self.certain = Flags(0)
+        """Flags that a crash at this instant finds on the disk, whatever is under way."""
 
     def write(self, then: Then | None = None) -> None:
         """Make everything the superblock says now durable; `then(errno)` when it is."""
@@ -49,9 +51,13 @@ class SuperblockWriter:
         waiting, self._waiting = self._waiting, []
         self._writing = True
         self._refresh()
+        flags = self._superblock.flags
+        self.certain &= flags
 
         def written(errno: int) -> None:
             self._writing = False
+            if not errno:
+                self.certain = flags
             for then in waiting:
                 then(errno)
             if self._waiting and not self._writing:

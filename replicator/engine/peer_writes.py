@@ -203,8 +203,11 @@ class PeerWrites:
         if not write.tracked:
             self._submit(write)
             return
-        write.volume.track_for_peer()
-        write.volume.after_generation(partial(self._log, write))
+        volume = write.volume
+        volume.track_for_peer()
+        log = partial(self._log, write)
+        # An extent that is hot already waits for no transaction, and so not for the superblock.
+        volume.after_generation(partial(volume.when_indicated, log))
 
     def _log(self, write: PeerWrite) -> None:
         log = write.volume.activity_log

@@ -383,6 +383,14 @@ class Volume:
 
         store.superblocks.write(written)
 
+    def when_indicated(self, action: Callable[[], None]) -> None:
+        """Run `action` once a crash cannot find a superblock that says: ignore the activity log."""
+        store = self.store if self.data_disk is not None else None
+        if store is None or Flags.PRIMARY_IND in store.superblocks.certain:
+            action()
+        else:
+            self.write_superblock(lambda _errno: action())
+
     # --- generations --------------------------------------------------------------------------
 
     @property

@@ -179,3 +179,33 @@ def test_the_name_of_a_full_sync_that_came_to_nothing_does_not_begin_the_next_on
     pair.settle()
     assert not differing_blocks(source, target)
     assert not [line for line in pair.lines if "connection ended" in line]
+
+
+def test_a_write_for_a_diskless_primary_waits_for_the_superblock_that_vouches_for_its_mark():
+    """When that Primary is met again its extent is still in the log, and a base is tracked already:
+    neither a transaction nor a new generation has to be awaited."""
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    alice.do(lambda done: alice.r.detach(0, False, done))
+    alice.write(0, b"1" * 4096)
+    alice.flush()
+    pair.network.cut = {"alice", "bob"}
+    pair.network.break_all()
+    pair.run(2)
+    superblock = geometry(bob.media[0].size, INTERNAL).sb_offset
+    bob.disks[0].slow = lambda kind, offset, _length: (
+        1.0 if "write" in kind and offset == superblock else 0.0
+    )
+    pair.network.cut = set()
+    until_conn(pair, alice, Conn.Connected)
+    alice.write(4096, b"2" * 4096)
+    alice.flush()
+    bob.power_loss()
+    alice.kill()
+    pair.run(1)
+    bob.up()
+    alice.up()
+    pair.settle()
+    assert alice.data()[:8192] == b"1" * 4096 + b"2" * 4096
+    assert not differing_blocks(alice, bob)

@@ -84,6 +84,9 @@ class FakeVolume:
     def after_generation(self, action: Callable[[], None]) -> None:
         action()
 
+    def when_indicated(self, action: Callable[[], None]) -> None:
+        action()
+
     def keep_superblock(self) -> None:
         """Flags follow from what is under way; the superblock is another test's matter."""
 
