@@ -5,6 +5,8 @@ Rules:
 1. A write is framed once and queued; it stays in the transfer log until its barrier is acknowledged.
 2. An acknowledgement that matches nothing ends the connection.
 3. When the connection ends, every write still in the log counts as not stable at the peer.
+4. A kernel carries out the writes of one epoch in any order: towards one, overlapping writes are in
+   different epochs, which it keeps apart. (A replicator keeps the order of overlapping writes itself.)
 What this file must not know: local disks, how packets reach the other side.
 """
 
@@ -109,6 +111,8 @@ class Replication:
         self._next_id = 1
         self._epoch_timer: Timer | None = None
         self._epoch_bytes = 0
+        self._epoch_blocks: set[int] = set()
+        """4 KiB blocks that the current epoch writes, where the peer is a kernel; see rule 4."""
         self._unsent: deque[Write] = deque()
         self.waiting: deque[Callable[[], None]] = deque()
         """Writes that wait for room in the log; see when_room()."""
@@ -120,6 +124,8 @@ class Replication:
         """Put the write into the current epoch and on its way."""
         link, volume = self.link, write.volume
         assert link is not None
+        if not link.peer_extension:
+            self._keep_apart(write)
         epoch = self.log.current
         if epoch.writes:
             self.log.add(write)
@@ -141,6 +147,7 @@ class Replication:
         if (
             len(epoch.writes) >= self.log.max_epoch_size
             or self._epoch_bytes >= self._epoch_bytes_max
+            or (write.kind is not Kind.WRITE and not link.peer_extension)
         ):
             self.close_epoch()
         if self.congestion.watching:
@@ -203,10 +210,20 @@ class Replication:
 
     # --- epochs -------------------------------------------------------------------------------
 
+    def _keep_apart(self, write: Write) -> None:
+        """Rule 4. What zeroes or trims, maybe much, has an epoch of its own."""
+        base = write.volume.number << 56 | write.sector >> 3
+        count = (write.sector + write.nsectors - 1 >> 3) - (write.sector >> 3) + 1
+        blocks = range(base, base + count) if write.kind is Kind.WRITE else range(0)
+        if write.kind is not Kind.WRITE or not self._epoch_blocks.isdisjoint(blocks):
+            self.close_epoch()
+        self._epoch_blocks.update(blocks)
+
     def close_epoch(self) -> None:
         """Close the current epoch and send its barrier; nothing if it has no writes."""
         epoch = self.log.close_epoch()
         self._epoch_bytes = 0
+        self._epoch_blocks.clear()
         if self._epoch_timer is not None:
             self._epoch_timer.cancel()
             self._epoch_timer = None
@@ -377,6 +394,7 @@ class Replication:
             self._epoch_timer.cancel()
             self._epoch_timer = None
         self._epoch_bytes = 0
+        self._epoch_blocks.clear()
         self._unsent.clear()
         self.congestion.connection_lost()
         epochs = self.log.clear()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from protocol.packets import BlockDesc, Command, Sizes, StateReport, SyncUuid, encode
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.settings import NetSettings
 from tests.simulation.pair import MIB, Node, Pair
 
 HEADER_BYTES = 16
@@ -113,3 +116,44 @@ def test_a_part_that_is_vouched_for_is_not_copied() -> None:
     assert pair.bob.synced
     assert pair.bob.volume().size_sectors == 6144
     assert marked_blocks(pair.bob) == 0
+
+
+def epochs_of(pair: Pair, *writes: tuple[int, int]) -> list[int]:
+    """alice writes (offset, bytes) one by one to a kernel; the writes of each epoch she then has."""
+    log = pair.alice.r.replication.log
+    pair.disk_delay = 0
+    pair.bob.disks[0].hangs = True  # nothing is acknowledged meanwhile
+    for offset, length in writes:
+        pair.alice.volume().write(offset, b"k" * length, False, lambda _errno: None)
+        pair.run(0.01)
+    return [len(epoch.writes) for epoch in (*log.closed, log.current)]
+
+
+@pytest.mark.parametrize("protocol", ["A", "B"])
+def test_overlapping_writes_are_in_epochs_of_their_own_for_a_kernel(protocol: str) -> None:
+    pair = Pair(net=NetSettings(protocol=protocol))
+    pair.up_synced()
+    assert pair.alice.r.link is not None
+    pair.alice.r.link.peer_extension = 0
+    found = epochs_of(pair, (0, 8192), (8192, 4096), (4096, 512), (65536, 4096), (66048, 512))
+    assert found == [2, 2, 1]
+
+
+def test_a_replicator_orders_overlapping_writes_itself() -> None:
+    pair = Pair(net=NetSettings(protocol="A"))
+    pair.up_synced()
+    assert epochs_of(pair, (0, 8192), (0, 8192), (4096, 512)) == [3]
+
+
+def test_zeroing_has_an_epoch_of_its_own_for_a_kernel() -> None:
+    pair = Pair(net=NetSettings(protocol="A"))
+    pair.up_synced()
+    assert pair.alice.r.link is not None
+    pair.alice.r.link.peer_extension = 0
+    log, volume = pair.alice.r.replication.log, pair.alice.volume()
+    pair.bob.disks[0].hangs = True
+    volume.write(0, b"k" * 4096, False, lambda _errno: None)
+    volume.zero(1 << 20, 1 << 20, True, False, lambda _errno: None)
+    volume.write(8192, b"k" * 4096, False, lambda _errno: None)
+    pair.run(0.01)
+    assert [len(epoch.writes) for epoch in (*log.closed, log.current)] == [1, 1, 1]
