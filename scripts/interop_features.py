@@ -59,6 +59,17 @@ def digests(stage: Stage) -> None:
     both_lead(stage, 120)
 
 
+@scenario(
+    "digests-md5",
+    "the same with other algorithms",
+    Plan(
+        net='cram-hmac-alg sha1; shared-secret "a word"; data-integrity-alg md5; csums-alg crc32c;'
+    ),
+)
+def digests_md5(stage: Stage) -> None:
+    both_lead(stage, 125)
+
+
 @scenario("no-rle", "bitmaps sent plain, in both directions", Plan(net="use-rle no;"))
 def no_rle(stage: Stage) -> None:
     both_lead(stage, 130)
