@@ -30,6 +30,7 @@ from protocol.packets import (
     block_request,
 )
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.disk_writes import DiskWrites
 from replicator.engine.handler_calls import BEFORE_TARGET, before_resync
 from replicator.engine.pacing import TICK, Pace
 from replicator.engine.snapshot import Progress
@@ -100,6 +101,7 @@ class Resync:
         self._unflushed: list[_Block] = []
         self._unflushed_bytes = 0
         self._flushing = False
+        self._disk_writes = DiskWrites()
         self._ready = False
         self._finishing = False
         self.pace = Pace(volume.settings.disk, volume.resource.courtesy)
@@ -249,11 +251,16 @@ class Resync:
 
         def stable(errno: int) -> None:
             link.resume_data()
-            if not errno and run == self._run:
+            if not errno:
+                self._disk_writes.when_none(data, flush)
+
+        def flush() -> None:
+            if run == self._run:
                 data.flush(flushed)
 
         def flushed(errno: int) -> None:
-            # What was written before is stable: blocks found equal need no further flush.
+            # What was written before, also by a resync that was broken off, is there and stable:
+            # blocks found equal need no further flush.
             if run != self._run or volume.state.conn not in TARGET:
                 return
             if errno:
@@ -427,6 +434,7 @@ class Resync:
 
         def written(errno: int) -> None:
             self._release(block)
+            self._disk_writes.end(disk)
             if block.run != self._run or volume.state.conn not in TARGET:
                 return
             self._writing -= 1
@@ -443,6 +451,7 @@ class Resync:
             self._flush()
             self._request_more()
 
+        self._disk_writes.begin(disk)
         granularity = volume.settings.disk.rs_discard_granularity
         write_thin(disk, block.sector << 9, block.nsectors << 9, data, granularity, written)
 

@@ -209,3 +209,25 @@ def test_a_write_for_a_diskless_primary_waits_for_the_superblock_that_vouches_fo
     pair.settle()
     assert alice.data()[:8192] == b"1" * 4096 + b"2" * 4096
     assert not differing_blocks(alice, bob)
+
+
+def test_a_block_found_equal_counts_only_when_a_broken_off_resync_has_written_it() -> None:
+    """By checksum a target finds what its disk has in the cache: a write of the resync before, that
+    ended after the flush with which this one began."""
+    pair = Pair(net=NetSettings(csums_alg="crc32c"))
+    pair.up_synced()
+    pair.network.cut = {"alice", "bob"}
+    pair.network.break_all()
+    pair.alice.write(8192, b"n" * 4096)
+    pair.alice.flush()
+    pair.bob.disks[0].slow = lambda kind, offset, _length: (
+        3.0 if kind == "write" and offset == 8192 else 0.0
+    )
+    pair.network.cut = set()
+    pair.run_until(lambda: bool(pair.bob.volume().locks.count), 30)
+    pair.bob.disks[0].slow = lambda kind, _offset, _length: 8.0 if kind == "flush" else 0.0
+    pair.network.break_all()
+    pair.run_until(lambda: pair.bob.is_(conn=Conn.SyncTarget), 30)
+    pair.run_until(lambda: pair.alice.volume().bitmap.weight == 0, 60)
+    pair.bob.power_loss()
+    assert bytes(pair.bob.media[0].current[8192:12288]) == b"n" * 4096

@@ -1,0 +1,38 @@
+"""Writes that a disk has not answered yet, whoever asked for them and whatever became of their purpose.
+
+A resync that is broken off leaves writes on their way to the disk. The next one may neither flush
+nor compare before they have arrived.
+Rules: one waiter at a time, the last one counts; a disk that answers nothing more is waited for as
+long as it is in use (disk-timeout ends that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from replicator.engine.ports import Disk
+
+
+class DiskWrites:
+    """The account; by disk, because one that hangs may have been given up for another."""
+
+    def __init__(self) -> None:
+        self._open: dict[Disk, int] = {}
+        self._waiting: tuple[Disk, Callable[[], None]] | None = None
+
+    def begin(self, disk: Disk) -> None:
+        self._open[disk] = self._open.get(disk, 0) + 1
+
+    def end(self, disk: Disk) -> None:
+        if left := self._open.pop(disk) - 1:
+            self._open[disk] = left
+        elif self._waiting is not None and self._waiting[0] is disk:
+            then, self._waiting = self._waiting[1], None
+            then()
+
+    def when_none(self, disk: Disk, then: Callable[[], None]) -> None:
+        """Run `then` as soon as `disk` has answered all; at once if it has."""
+        if disk in self._open:
+            self._waiting = disk, then
+        else:
+            then()
