@@ -227,7 +227,7 @@ class ResyncSource:
         nsectors = request.blksize >> 9
         volume.counters.read += nsectors
         if request.digest and digests.digest(net.csums_alg, data) == request.digest:
-            volume.mark_in_sync(request.sector, nsectors)
+            self._mark_in_sync(request.sector, nsectors)
             volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
             link.send_meta(
                 block_ack(
@@ -265,10 +265,13 @@ class ResyncSource:
         if command == Command.NEG_ACK:
             volume.resync.failed += -(-(ack.blksize >> 9) // SECTORS_PER_BIT)
             return
-        volume.mark_in_sync(ack.sector, ack.blksize >> 9)
-        self._note_possible_end()
+        self._mark_in_sync(ack.sector, ack.blksize >> 9)
         volume.resync.advance_marks()
         volume.resource.changed()
+
+    def _mark_in_sync(self, sector: int, nsectors: int) -> None:
+        self._volume.mark_in_sync(sector, nsectors)
+        self._note_possible_end()
 
     def _note_possible_end(self) -> None:
         """With nothing left to ask for the target may be done at any moment, unheard."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from protocol.states import Conn, Disk, Role
-from replicator.engine.settings import DiskSettings
+from replicator.engine.settings import DiskSettings, NetSettings
 from tests.simulation.pair import MIB, Pair, differing_blocks
 from tests.simulation.strikes import Watch
 
@@ -102,9 +102,18 @@ def test_a_link_that_is_cut_at_the_very_end_of_a_resync(after):
     assert one.bitmap == other.bitmap == 0
 
 
+def found_equal(settings: DiskSettings) -> Pair:
+    """bob's copy is made anew, with digests that show that it has everything already."""
+    pair = Pair(size=8 * MIB, disk=settings, net=NetSettings(csums_alg="crc32c"))
+    pair.up_prepared()
+    pair.bob.do(lambda done: pair.bob.r.invalidate(0, done))
+    return pair
+
+
+@pytest.mark.parametrize("begun", [interrupted, found_equal])
 @pytest.mark.parametrize("after", range(0, 30, 2))
-def test_who_writes_on_after_an_end_that_one_side_missed_is_never_overwritten_unasked(after):
-    pair = interrupted(FAST)
+def test_who_writes_on_after_an_end_that_one_side_missed_is_never_overwritten_unasked(after, begun):
+    pair = begun(FAST)
     watch = Watch(pair)
     assert watch.until("nothing marked", 60)
     for _ in range(after):
