@@ -100,22 +100,22 @@ class Bridge:
     def call(self, function: Callable[[], T]) -> T:
         """Run a function on the loop's thread and return its result. Raises what it raises;
         StateRefused if the engine is gone."""
-        outcome: list[tuple[T | None, ReplicatorError | None]] = []
+        results: list[T] = []
+        errors: list[ReplicatorError] = []
         waiter = self._waiter()
 
         def run() -> None:
             try:
-                outcome.append((function(), None))
+                results.append(function())
             except ReplicatorError as error:
-                outcome.append((None, error))
+                errors.append(error)
             waiter.done(0)
 
-        if self._run(waiter, run) or not outcome:
+        if self._run(waiter, run) or not (results or errors):
             raise StateRefused("the engine of this resource has stopped")
-        result, error = outcome[0]
-        if error is not None:
-            raise error
-        return result  # type: ignore[return-value]
+        if errors:
+            raise errors[0]
+        return results[0]
 
     def _waiter(self) -> Waiter:
         waiter: Waiter | None = getattr(self._local, "waiter", None)

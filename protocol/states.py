@@ -7,7 +7,7 @@ states mean and which may follow which is the engine's business (`replicator.eng
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 
 class Role(IntEnum):
@@ -67,6 +67,22 @@ USER_ISP = 1 << 20
 SUSP_NOD = 1 << 21
 SUSP_FEN = 1 << 22
 KNOWN_BITS = (1 << 23) - 1
+
+
+class StateFields(TypedDict, total=False):
+    """Fields of a StateWord by name, as many as are meant."""
+
+    role: Role
+    peer: Role
+    conn: Conn
+    disk: Disk
+    pdsk: Disk
+    susp: bool
+    aftr_isp: bool
+    peer_isp: bool
+    user_isp: bool
+    susp_nod: bool
+    susp_fen: bool
 
 
 class StateWord(NamedTuple):

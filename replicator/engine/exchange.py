@@ -12,7 +12,7 @@ What this file must not know: how sockets are found, how blocks are transferred.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from protocol import compat
@@ -21,6 +21,7 @@ from protocol.errors import WireError
 from protocol.packets import (
     BlockDesc,
     Command,
+    Packet,
     Raw,
     Sizes,
     StateReport,
@@ -97,12 +98,10 @@ class Exchange:
 
     # --- telling ------------------------------------------------------------------------------
 
-    def _send(self, command: Command, packet: object) -> None:
+    def _send(self, command: Command, packet: Packet) -> None:
         link = self._link
         if link is not None:
-            link.send_data(
-                encode(self._volume.number, command, packet, wsame=link.with_wsame)  # type: ignore[arg-type]
-            )
+            link.send_data(encode(self._volume.number, command, packet, wsame=link.with_wsame))
 
     def announce(self) -> None:
         """The whole report at the start of a connection."""
@@ -421,31 +420,30 @@ class Exchange:
             peer = peer._replace(role=Role.Secondary)
         if self._refuses_second_primary(peer):
             return
-        fields: dict[str, object] = {"peer": peer.role, "pdsk": peer_disk, "peer_isp": isp}
-        fields["disk"] = self._real_own_disk()
+        disk, pdsk = self._real_own_disk(), peer_disk
+        prepared: Callable[[], None] | None = None
         if verdict.outcome is Outcome.NOTHING:
+            conn = Conn.Connected
             # They are equal, so neither is older than the other.
-            for side in ("disk", "pdsk"):
-                if fields[side] in (Disk.Outdated, Disk.Consistent):
-                    fields[side] = Disk.UpToDate
-            volume.change(conn=Conn.Connected, **fields)
-            self.send_state()
+            older = (Disk.Outdated, Disk.Consistent)
+            disk = Disk.UpToDate if disk in older else disk
+            pdsk = Disk.UpToDate if pdsk in older else pdsk
         elif verdict.outcome is Outcome.SOURCE:
+            conn, prepared = Conn.WFBitMapS, self._send_bitmap
             volume.peer_may_have_current = verdict.peer.knows(verdict.own.current)
-            volume.change(conn=Conn.WFBitMapS, **fields)
-            self.send_state()
-            self._prepare(verdict.full, self._send_bitmap)
         else:
-            volume.change(conn=Conn.WFBitMapT, **fields)
-            self.send_state()
-            self._prepare(verdict.full, self._bitmap_step)
+            conn, prepared = Conn.WFBitMapT, self._bitmap_step
+        volume.change(conn=conn, peer=peer.role, disk=disk, pdsk=pdsk, peer_isp=isp)
+        self.send_state()
+        if prepared is not None:
+            self._prepare(verdict.full, prepared)
         if new:
             resource.volume_connected(volume)
 
-    def _prepare(self, full: bool, then: object) -> None:
+    def _prepare(self, full: bool, then: Callable[[], None]) -> None:
         """Set all bits for a full sync, durably, then go on; meanwhile the peer's bitmap may come."""
         volume, store = self._volume, self._volume.store
-        assert callable(then) and store is not None
+        assert store is not None
         self._receiver = BitmapReceiver(store.bitmap.bits)
         self._round += 1
         self._preparing = full

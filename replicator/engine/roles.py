@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from protocol.states import DISK_MASK, DISK_SHIFT, ROLE_MASK, Conn, Disk, Role
+from protocol.states import DISK_MASK, DISK_SHIFT, ROLE_MASK, Conn, Disk, Role, StateFields
 from replicator.engine.cluster import SUCCESS
 from replicator.engine.refusals import (
     IN_USE,
@@ -49,7 +49,7 @@ class Promotion:
         self._waits = 0
         self._forced: set[int] = set()
         self._fencing_tried = False
-        self._assumed: dict[int, dict[str, Disk]] = {}
+        self._assumed: dict[int, StateFields] = {}
         """Disk states of volumes that fencing has proved, or that --force takes for granted."""
         self._asking: list[Volume] = []
         self._granted: list[Volume] = []
@@ -143,13 +143,10 @@ class Promotion:
         old = volume.state
         if volume.state.conn >= Conn.Connected:
             self._assumed.pop(volume.number, None)
-        assumed = dict(self._assumed.get(volume.number, {}))
+        wanted = old._replace(**self._assumed.get(volume.number, {}))._replace(role=Role.Primary)
         if volume.number in self._forced:
-            assumed["disk"] = Disk.UpToDate
-        new = adjust(
-            old._replace(role=Role.Primary, **assumed),  # type: ignore[arg-type]
-            old=old,
-        )
+            wanted = wanted._replace(disk=Disk.UpToDate)
+        new = adjust(wanted, old=old)
         net = volume.resource.settings.net
         return (
             possible(old, new)

@@ -15,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from errno import EIO
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Unpack
 
-from protocol.states import Conn, Disk, Role, StateWord
+from protocol.states import Conn, Disk, Role, StateFields, StateWord
 from replicator.engine import handler_calls
 from replicator.engine import store as stores
 from replicator.engine.activity_log import ActivityLog, pages_of_extents
@@ -166,11 +166,11 @@ class Volume:
 
     # --- state --------------------------------------------------------------------------------
 
-    def change(self, **fields: object) -> None:
+    def change(self, **fields: Unpack[StateFields]) -> None:
         """Go to the state that differs by `fields` from the present one, adjusted as the rules say."""
         old = self.state
         new = adjust(
-            self._with_doubt(old, old._replace(**fields)),  # type: ignore[arg-type]
+            self._with_doubt(old, old._replace(**fields)),
             fencing=self.settings.disk.fencing,
             on_no_data=self.resource.settings.on_no_data_accessible,
             old=old,
