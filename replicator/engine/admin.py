@@ -9,22 +9,28 @@ What this file must not know: the control socket, how errors are printed.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from protocol.states import CONN_SHIFT, DISK_SHIFT, Conn, Disk, Role
+from protocol.states import CONN_MASK, CONN_SHIFT, DISK_MASK, DISK_SHIFT, Conn, Disk, Role
 from replicator.engine.cluster import SUCCESS
 from replicator.engine.outdating import part
-from replicator.engine.refusals import NEED_UP_TO_DATE, NO_LOCAL_DISK, NO_REMOTE_DISK, refusal, soon
+from replicator.engine.refusals import (
+    NEED_UP_TO_DATE,
+    NO_LOCAL_DISK,
+    NO_REMOTE_DISK,
+    NOT_CONNECTED,
+    refusal,
+    soon,
+)
+from replicator.engine.requests import Countdown
 from replicator.engine.roles import demote, secondary
-from replicator.engine.states import adjust, permitted, possible, valid
+from replicator.engine.states import adjust, refusal_code
 from replicator.errors import ConfigError, DaemonError, NoDiskError, ReplicatorError
 
 if TYPE_CHECKING:
     from replicator.engine.resource import Resource
     from replicator.engine.volume import AdminDone, Volume
-
-MASK_CONN = 0x1F << CONN_SHIFT
-MASK_DISK = 0xF << DISK_SHIFT
 
 
 # --- connection -------------------------------------------------------------------------------
@@ -80,14 +86,8 @@ def disconnect(resource: Resource, force: bool, done: AdminDone) -> None:
 
 def _after_generations(resource: Resource, done: AdminDone) -> None:
     """Answer when every volume that had to start a new generation has it on stable storage."""
-    left = len(resource.volumes) + 1
-
-    def one() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            done(None)
-
+    parts = Countdown(len(resource.volumes) + 1, lambda _errno: done(None))
+    one = partial(parts.part_done, 0)
     for volume in resource.volumes.values():
         volume.after_generation(one)
     resource.soon(one)
@@ -127,7 +127,8 @@ def detach(volume: Volume, force: bool, done: AdminDone) -> None:
 
     def ask() -> None:
         if volume.state.conn >= Conn.Connected and not force:
-            resource.cluster.ask(volume, MASK_DISK, Disk.Failed << DISK_SHIFT, answered)
+            mask, val = DISK_MASK << DISK_SHIFT, Disk.Failed << DISK_SHIFT
+            resource.cluster.ask(volume, mask, val, answered)
         else:
             answered(SUCCESS)
 
@@ -171,7 +172,7 @@ def invalidate_remote(volume: Volume, done: AdminDone) -> None:
         _start_full_sync(volume, Conn.StartingSyncS, done)
         return
     if volume.state.role is not Role.Primary or volume.state.disk is not Disk.UpToDate:
-        soon(volume.resource, done, refusal(volume, -15))
+        soon(volume.resource, done, refusal(volume, NOT_CONNECTED))
         return
     volume.change(pdsk=Disk.Inconsistent)
     volume.mark_all(lambda errno: done(_metadata_error(volume, errno)))
@@ -190,7 +191,7 @@ def _start_full_sync(volume: Volume, conn: Conn, done: AdminDone) -> None:
         if new.conn is not conn:
             # A resync that cannot be: one of the disks is missing.
             return NO_LOCAL_DISK if old.disk < Disk.Inconsistent else NO_REMOTE_DISK
-        return possible(old, new) or valid(new, old=old) or permitted(old, new)
+        return refusal_code(old, new)
 
     code = own_code()
     if code:
@@ -208,7 +209,7 @@ def _start_full_sync(volume: Volume, conn: Conn, done: AdminDone) -> None:
         else:
             volume.start_full_sync(conn, lambda errno: done(_metadata_error(volume, errno)))
 
-    volume.resource.cluster.ask(volume, MASK_CONN, conn << CONN_SHIFT, answered)
+    volume.resource.cluster.ask(volume, CONN_MASK << CONN_SHIFT, conn << CONN_SHIFT, answered)
 
 
 def pause_sync(volume: Volume, pause: bool, done: AdminDone) -> None:
@@ -239,14 +240,8 @@ def shutdown(resource: Resource, force: bool, done: AdminDone) -> None:
             done(error)
             return
         attached = [v for v in resource.volumes.values() if v.state.disk > Disk.Diskless]
-        left = len(attached) + 1
-
-        def one() -> None:
-            nonlocal left
-            left -= 1
-            if not left:
-                done(None)
-
+        parts = Countdown(len(attached) + 1, lambda _errno: done(None))
+        one = partial(parts.part_done, 0)
         for volume in attached:
             volume.drop_disk(one)
         resource.soon(one)

@@ -38,13 +38,12 @@ from replicator.engine.states import (
     adjust,
     apply_request,
     mirror_request,
-    permitted,
-    possible,
-    valid,
+    refusal_code,
 )
 from replicator.engine.verify import objection
 
 if TYPE_CHECKING:
+    from replicator.engine.link import Link
     from replicator.engine.resource import Resource
     from replicator.engine.volume import Volume
 
@@ -141,6 +140,22 @@ class Cluster:
         for asked in lost:
             asked.answer(None)
 
+    def ping(self, link: Link, then: Callable[[], None]) -> None:
+        """Is the peer alive? Goes on with the answer, or when it is long overdue."""
+        resource = self._resource
+        went_on = False
+
+        def go_on() -> None:
+            nonlocal went_on
+            if not went_on:
+                went_on = True
+                timer.cancel()
+                then()
+
+        wait = 2 * resource.settings.net.ping_timeout + 0.1
+        timer = resource.clock.call_later(wait, go_on)
+        link.ping(go_on)
+
     # --- answering ----------------------------------------------------------------------------
 
     def requested(self, volume: Volume, request: StateRequest) -> None:
@@ -173,15 +188,12 @@ class Cluster:
             # A resync that cannot be: one of the disks is missing.
             return NO_LOCAL_DISK if old.disk < Disk.Inconsistent else NO_REMOTE_DISK
         net = self._resource.settings.net
-        code = (
-            possible(old, new)
-            or valid(
-                new,
-                two_primaries=net.allow_two_primaries,
-                fencing=volume.settings.disk.fencing,
-                old=old,
-            )
-            or permitted(old, new, exchanging_parameters=old.conn is Conn.WFReportParams)
+        code = refusal_code(
+            old,
+            new,
+            two_primaries=net.allow_two_primaries,
+            fencing=volume.settings.disk.fencing,
+            exchanging_parameters=old.conn is Conn.WFReportParams,
         )
         if code:
             return code

@@ -248,7 +248,7 @@ class Exchange:
         """The peer's administrator vouches that both fresh disks hold the same."""
         volume = self._volume
         store = volume.store
-        if store is None or store.uuids.current & ~1 != 4:
+        if store is None or not store.uuids.just_created:
             return
         store.bitmap.clear_all()
         store.uuids.current = packet.current & ~1

@@ -19,6 +19,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from protocol.states import Conn, Disk, Role
+from replicator.engine.requests import Countdown
 from replicator.engine.states import FENCING
 
 if TYPE_CHECKING:
@@ -66,16 +67,8 @@ def outdate_to_part(volumes: list[Volume], then: Fenced) -> None:
     for volume in volumes:
         if volume.state.conn in (Conn.Connected, Conn.VerifyS, Conn.VerifyT):
             volume.change(conn=Conn.Connected, disk=Disk.Outdated)
-    left = len(volumes)
     good = all(volume.state.disk <= Disk.Outdated for volume in volumes)
-
-    def stable(errno: int) -> None:
-        nonlocal left, good
-        left -= 1
-        good = good and not errno
-        if not left:
-            then(good)
-
+    stable = Countdown(len(volumes), lambda errno: then(good and not errno)).part_done
     for volume in volumes:
         volume.write_superblock(stable)
 

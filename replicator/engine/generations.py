@@ -54,6 +54,11 @@ class UuidSet:
     history0: int = 0
     history1: int = 0
 
+    @property
+    def just_created(self) -> bool:
+        """This copy has had no generation yet."""
+        return self.current & _NO_ROLE == JUST_CREATED
+
     def copy(self) -> UuidSet:
         return replace(self)
 

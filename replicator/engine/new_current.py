@@ -17,13 +17,11 @@ from typing import TYPE_CHECKING
 
 from protocol.states import Conn, Disk
 from replicator.engine.exchange import FLAG_SKIP_INITIAL_SYNC
-from replicator.engine.generations import JUST_CREATED
+from replicator.engine.refusals import soon
 from replicator.errors import NoDiskError, ReplicatorError, StateRefused
 
 if TYPE_CHECKING:
     from replicator.engine.volume import AdminDone, Volume
-
-ROLE_MARK = 1
 
 
 def new_current_uuid(volume: Volume, clear_bitmap: bool, done: AdminDone) -> None:
@@ -33,7 +31,7 @@ def new_current_uuid(volume: Volume, clear_bitmap: bool, done: AdminDone) -> Non
     """
     error = _objection(volume, clear_bitmap)
     if error is not None:
-        volume.resource.soon(lambda: done(error))
+        soon(volume.resource, done, error)
         return
 
     def cleared(errno: int) -> None:
@@ -74,8 +72,7 @@ def _objection(volume: Volume, clear_bitmap: bool) -> ReplicatorError | None:
             hint=f"replicator disconnect {name}, or wait: replicator wait-connect {name}",
         )
     peer = volume.exchange.peer_uuids
-    fresh = peer is not None and peer.current & ~ROLE_MARK == JUST_CREATED
-    if store.uuids.current & ~ROLE_MARK != JUST_CREATED or not fresh:
+    if not store.uuids.just_created or peer is None or not peer.just_created:
         return StateRefused(
             f"{volume.name}: connected, and the disks are not both just created: a new generation "
             "would part their histories",

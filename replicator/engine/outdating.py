@@ -24,12 +24,11 @@ from protocol.states import (
     Conn,
     Disk,
     Role,
-    StateWord,
 )
 from replicator.engine.cluster import SUCCESS, Answer
 from replicator.engine.fencing import DONT_CARE, needs_outdated_peer, outdate_to_part
 from replicator.engine.refusals import CANNOT_BE_OUTDATED, TRANSIENT, refusal
-from replicator.engine.states import adjust, permitted, possible, valid
+from replicator.engine.states import adjust, refusal_code
 from replicator.errors import NoDiskError, NoUsableDataError, WorseThanOutdated
 
 if TYPE_CHECKING:
@@ -54,17 +53,7 @@ def outdate(volume: Volume, done: AdminDone) -> None:
     if volume.state.conn < Conn.Connected or link is None or volume.state.role is Role.Primary:
         resource.soon(lambda: _outdate_now(volume, done))
         return
-    went_on = False
-
-    def go_on() -> None:
-        nonlocal went_on
-        if not went_on:
-            went_on = True
-            timer.cancel()
-            _outdate_now(volume, done)
-
-    timer = resource.clock.call_later(2 * resource.settings.net.ping_timeout + 0.1, go_on)
-    link.ping(go_on)
+    resource.cluster.ping(link, lambda: _outdate_now(volume, done))
 
 
 def _outdate_now(volume: Volume, done: AdminDone) -> None:
@@ -87,7 +76,7 @@ def _outdate_now(volume: Volume, done: AdminDone) -> None:
         text = "State change failed: (-2) Need access to UpToDate data"
         done(NoUsableDataError(f"{volume.name}: {text}: this node is Primary, its data are in use"))
         return
-    code = _code(old)
+    code = refusal_code(old, adjust(old._replace(disk=Disk.Outdated), old=old))
     if code:
         done(refusal(volume, code))
         return
@@ -97,11 +86,6 @@ def _outdate_now(volume: Volume, done: AdminDone) -> None:
         done(NoDiskError(f"{volume.name}: the metadata could not be written") if errno else None)
 
     volume.write_superblock(stable)
-
-
-def _code(old: StateWord) -> int:
-    new = adjust(old._replace(disk=Disk.Outdated), old=old)
-    return possible(old, new) or valid(new, old=old) or permitted(old, new)
 
 
 # --- parting ----------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 
 from protocol import digests
 from protocol.errors import WireError
-from protocol.packets import BlockRequest, Command, block_ack, data_header
+from protocol.packets import BlockRequest, Command, data_header
 from protocol.states import Disk
+from replicator.engine.block_answers import send_answer
 
 if TYPE_CHECKING:
     from replicator.engine.intervals import Hold
@@ -95,14 +96,5 @@ class PeerReads:
         self._link.send_data(data)
 
     def _refuse(self, volume: Volume, request: BlockRequest) -> None:
-        volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
-        self._link.send_meta(
-            block_ack(
-                volume.number,
-                Command.NEG_DREPLY,
-                request.sector,
-                request.block_id,
-                request.blksize,
-                volume.sequence,
-            )
-        )
+        sector, size = request.sector, request.blksize
+        send_answer(volume, self._link, Command.NEG_DREPLY, sector, request.block_id, size)

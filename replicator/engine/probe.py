@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from protocol.states import Conn, Disk, Role
 from replicator.engine.activity_log import EXTENT_SHIFT
+from replicator.engine.refusals import NEED_UP_TO_DATE
 from replicator.engine.requests import Kind, Write
 from replicator.engine.states import replicated
 from replicator.errors import ReplicatorError, StateRefused, UsageError
@@ -83,7 +84,8 @@ class _Rewrite:
             )
         if state.disk is not Disk.UpToDate or volume.data_disk is None:
             raise StateRefused(
-                f"{volume.name}: needs an UpToDate disk here, found {state.disk.name}", code=-2
+                f"{volume.name}: needs an UpToDate disk here, found {state.disk.name}",
+                code=NEED_UP_TO_DATE,
             )
         if state.suspended:
             raise StateRefused(f"{volume.name}: I/O is suspended")

@@ -228,7 +228,6 @@ class Replication:
             self._epoch_timer.cancel()
             self._epoch_timer = None
         if epoch is not None and self.link is not None:
-            epoch.barrier_sent = True
             self.link.send_data(encode(0, Command.BARRIER, Barrier(epoch.number)))
 
     def when_stable(self, then: Callable[[], None]) -> None:
@@ -243,12 +242,11 @@ class Replication:
         """Run `then` when the peer has what was written to that range on stable storage, or is lost;
         at once if nothing of it is under way."""
         end = sector + nsectors
-        for epoch in (*self.log.closed, self.log.current):
-            for write in epoch.writes:
-                here = write.sector < end and sector < write.sector + write.nsectors
-                if here and write.volume is volume:
-                    self.when_stable(then)
-                    return
+        for write in self.log.writes:
+            here = write.sector < end and sector < write.sector + write.nsectors
+            if here and write.volume is volume:
+                self.when_stable(then)
+                return
         then()
 
     def use_protocol(self, protocol: str) -> None:
@@ -310,11 +308,10 @@ class Replication:
 
     def negative_without_request(self, volume: Volume, ack: BlockAck) -> None:
         """NEG_ACK for a write that asked for no acknowledgement (protocol A) or had one (B)."""
-        for epoch in (*self.log.closed, self.log.current):
-            for write in epoch.writes:
-                if write.block_id == ack.block_id and write.volume is volume:
-                    self._refused(write)
-                    return
+        for write in self.log.writes:
+            if write.block_id == ack.block_id and write.volume is volume:
+                self._refused(write)
+                return
         volume.mark_out_of_sync(ack.sector, ack.blksize >> 9)
 
     def barrier_acknowledged(self, ack: BarrierAck) -> None:
@@ -414,10 +411,9 @@ class Replication:
 
     def peer_disk_lost(self, volume: Volume) -> None:
         """The peer's disk failed: what it acknowledged but did not yet make stable may be gone."""
-        for epoch in (*self.log.closed, self.log.current):
-            for write in epoch.writes:
-                if write.volume is volume:
-                    volume.mark_out_of_sync(write.sector, write.nsectors)
+        for write in self.log.writes:
+            if write.volume is volume:
+                volume.mark_out_of_sync(write.sector, write.nsectors)
 
     def pending(self, volume: Volume) -> int:
         """Answers awaited from the peer for this volume: part of the `pe` counter."""

@@ -94,7 +94,7 @@ class Write:
 
 
 class Countdown:
-    """Joins the parts of a split request: done(first errno) after `parts` completions."""
+    """Joins the parts of one thing: done(first errno) after `parts` completions."""
 
     __slots__ = ("_done", "_errno", "_left")
 

@@ -26,10 +26,10 @@ from protocol.packets import (
     BlockAck,
     BlockDesc,
     Command,
-    block_ack,
     block_request,
 )
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.block_answers import send_answer
 from replicator.engine.disk_writes import DiskWrites
 from replicator.engine.handler_calls import BEFORE_TARGET, before_resync
 from replicator.engine.pacing import TICK, Pace
@@ -489,20 +489,10 @@ class Resync:
         disk.flush(flushed)
 
     def _acknowledge(self, command: Command, block: _Block) -> None:
-        volume, link = self._volume, self._link
-        if link is None:
-            return
-        volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
-        link.send_meta(
-            block_ack(
-                volume.number,
-                command,
-                block.sector,
-                SYNCER_ID,
-                block.nsectors << 9,
-                volume.sequence,
-            )
-        )
+        link = self._link
+        if link is not None:
+            size = block.nsectors << 9
+            send_answer(self._volume, link, command, block.sector, SYNCER_ID, size)
 
     def got_in_sync(self, ack: BlockAck) -> None:
         """RS_IS_IN_SYNC: the digests were equal."""

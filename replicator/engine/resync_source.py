@@ -21,11 +21,11 @@ from protocol.packets import (
     BlockDesc,
     BlockRequest,
     Command,
-    block_ack,
     data_header,
     encode,
 )
 from protocol.states import Conn, Disk, StateWord
+from replicator.engine.block_answers import send_answer
 from replicator.engine.handler_calls import BEFORE_SOURCE, before_resync
 from replicator.engine.pacing import TICK, Pace, Reason
 from replicator.engine.resync import SECTORS_PER_BIT, SOURCE
@@ -204,18 +204,8 @@ class ResyncSource:
             go()
 
     def _refuse(self, link: Link, request: BlockRequest) -> None:
-        volume = self._volume
-        volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
-        link.send_meta(
-            block_ack(
-                volume.number,
-                Command.NEG_RS_DREPLY,
-                request.sector,
-                SYNCER_ID,
-                request.blksize,
-                volume.sequence,
-            )
-        )
+        sector, size = request.sector, request.blksize
+        send_answer(self._volume, link, Command.NEG_RS_DREPLY, sector, SYNCER_ID, size)
 
     def _answer_zeroes(self, link: Link, request: BlockRequest) -> None:
         desc = BlockDesc(request.sector, request.blksize)
@@ -228,17 +218,8 @@ class ResyncSource:
         volume.counters.read += nsectors
         if request.digest and digests.digest(net.csums_alg, data) == request.digest:
             self._mark_in_sync(request.sector, nsectors)
-            volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
-            link.send_meta(
-                block_ack(
-                    volume.number,
-                    Command.RS_IS_IN_SYNC,
-                    request.sector,
-                    SYNCER_ID,
-                    request.blksize,
-                    volume.sequence,
-                )
-            )
+            sector, size = request.sector, request.blksize
+            send_answer(volume, link, Command.RS_IS_IN_SYNC, sector, SYNCER_ID, size)
             return
         integrity = net.data_integrity_alg
         digest = digests.digest(integrity, data) if integrity else b""

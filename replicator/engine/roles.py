@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from protocol.states import DISK_MASK, DISK_SHIFT, ROLE_MASK, Conn, Disk, Role, StateFields
-from replicator.engine.cluster import SUCCESS
+from replicator.engine.cluster import CONCURRENT, SUCCESS
 from replicator.engine.refusals import (
     IN_USE,
     NEED_UP_TO_DATE,
@@ -24,14 +24,14 @@ from replicator.engine.refusals import (
     refusal,
     soon,
 )
-from replicator.engine.states import adjust, permitted, possible, valid
+from replicator.engine.requests import Countdown
+from replicator.engine.states import adjust, refusal_code
 from replicator.errors import NoDiskError, StateRefused
 
 if TYPE_CHECKING:
     from replicator.engine.resource import Resource
     from replicator.engine.volume import AdminDone, Volume
 
-MASK_DISK = DISK_MASK << DISK_SHIFT
 PROMOTION_TRIES = 4
 STEP_WAIT = 0.02
 STEP_WAITS_MAX = 250
@@ -65,7 +65,7 @@ class Promotion:
             return
         link = resource.replication.link
         if link is not None:
-            self._ping(self._judge)
+            resource.cluster.ping(link, self._judge)
         else:
             resource.soon(self._judge)
 
@@ -83,24 +83,6 @@ class Promotion:
             self._refuse(next(iter(self._resource.volumes.values())), TRANSIENT)
         else:
             self._resource.clock.call_later(STEP_WAIT, self.start)
-
-    def _ping(self, then: Callable[[], None]) -> None:
-        """Is the peer alive? Goes on with the answer, or when the connection has ended."""
-        resource = self._resource
-        link = resource.replication.link
-        assert link is not None
-        went_on = False
-
-        def go_on() -> None:
-            nonlocal went_on
-            if not went_on:
-                went_on = True
-                timer.cancel()
-                then()
-
-        wait = 2 * resource.settings.net.ping_timeout + 0.1
-        timer = resource.clock.call_later(wait, go_on)
-        link.ping(go_on)
 
     def _judge(self) -> None:
         """Would every volume allow it, as things stand here?"""
@@ -148,15 +130,11 @@ class Promotion:
             wanted = wanted._replace(disk=Disk.UpToDate)
         new = adjust(wanted, old=old)
         net = volume.resource.settings.net
-        return (
-            possible(old, new)
-            or valid(
-                new,
-                two_primaries=net.allow_two_primaries,
-                fencing=volume.settings.disk.fencing,
-                old=old,
-            )
-            or permitted(old, new)
+        return refusal_code(
+            old,
+            new,
+            two_primaries=net.allow_two_primaries,
+            fencing=volume.settings.disk.fencing,
         )
 
     def _again(self) -> None:
@@ -173,10 +151,11 @@ class Promotion:
         volume = self._asking.pop(0)
         mask, val = ROLE_MASK, int(Role.Primary)
         if volume.number in self._forced:
-            mask, val = mask | MASK_DISK, val | Disk.UpToDate << DISK_SHIFT
+            mask |= DISK_MASK << DISK_SHIFT
+            val |= Disk.UpToDate << DISK_SHIFT
 
         def answered(code: int | None) -> None:
-            if code is None or code == -19:
+            if code is None or code == CONCURRENT:
                 if self._tries >= PROMOTION_TRIES:
                     self._refuse(volume, TRANSIENT)
                 else:
@@ -206,16 +185,7 @@ class Promotion:
             return
         resource.role = Role.Primary
         resource.discard_my_data = False
-        left = len(resource.volumes)
-        failed = 0
-
-        def stable(errno: int) -> None:
-            nonlocal left, failed
-            failed = failed or errno
-            left -= 1
-            if not left:
-                self._announce(failed)
-
+        stable = Countdown(len(resource.volumes), self._announce).part_done
         for volume in resource.volumes.values():
             volume.change(**self._assumed.get(volume.number, {}))
             _become_primary(volume, volume.number in self._forced, stable)
@@ -318,14 +288,7 @@ def demote(resource: Resource, done: AdminDone) -> None:
     for volume in resource.volumes.values():
         volume.application.give_up()
     resource.role = Role.Secondary
-    left = len(resource.volumes)
-
-    def stable(_errno: int) -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            done(None)
-
+    stable = Countdown(len(resource.volumes), lambda _errno: done(None)).part_done
     for volume in resource.volumes.values():
         if volume.store is not None:
             volume.store.uuids.mark_role(False)

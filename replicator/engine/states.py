@@ -379,6 +379,22 @@ def permitted(old: State, new: State, *, exchanging_parameters: bool = False) ->
     return _first(TRANSITIONS, Change(old, new, exchanging_parameters=exchanging_parameters))
 
 
+def refusal_code(
+    old: State,
+    new: State,
+    *,
+    two_primaries: bool = False,
+    fencing: str = "dont-care",
+    exchanging_parameters: bool = False,
+) -> int:
+    """0, or the first code of all three tables that speaks against a requested change."""
+    return (
+        possible(old, new)
+        or valid(new, two_primaries=two_primaries, fencing=fencing, old=old)
+        or permitted(old, new, exchanging_parameters=exchanging_parameters)
+    )
+
+
 def _first(rows: tuple[Row, ...], change: Change) -> int:
     return next((code for code, applies in rows if applies(change)), 0)
 

@@ -11,7 +11,7 @@ What this file must not know: packets, disks. It is told what was sent and what 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from replicator.engine.requests import Write
 
@@ -20,15 +20,13 @@ EPOCHS_MAX = 32
 
 
 class Epoch:
-    """The writes between two barriers. `waiters` are told (0 stable, or errno-like 1 lost)."""
+    """The writes between two barriers. `waiters` are told whether they have become stable."""
 
-    __slots__ = ("barrier_sent", "closed", "number", "opened", "waiters", "writes")
+    __slots__ = ("number", "opened", "waiters", "writes")
 
     def __init__(self, number: int) -> None:
         self.number = number
         self.writes: list[Write] = []
-        self.closed = False
-        self.barrier_sent = False
         self.opened = 0.0
         """When its first write was sent."""
         self.waiters: list[Callable[[bool], None]] = []
@@ -60,8 +58,10 @@ class TransferLog:
         return number
 
     @property
-    def epochs_open(self) -> int:
-        return len(self.closed) + 1
+    def writes(self) -> Iterator[Write]:
+        """All in the log, oldest epoch first."""
+        for epoch in (*self.closed, self.current):
+            yield from epoch.writes
 
     def add(self, write: Write, now: float = 0.0) -> None:
         """`now` is needed for the first write of an epoch."""
@@ -78,7 +78,6 @@ class TransferLog:
         epoch = self.current
         if not epoch.writes:
             return None
-        epoch.closed = True
         self.closed.append(epoch)
         self.current = Epoch(self._take_number())
         return epoch

@@ -30,11 +30,17 @@ from protocol.packets import (
     BlockAck,
     BlockRequest,
     Command,
-    block_ack,
     block_request,
 )
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine.block_answers import send_answer
 from replicator.engine.pacing import TICK, Pace
+from replicator.engine.refusals import (
+    NEED_UP_TO_DATE,
+    NO_VERIFY_ALG,
+    NOT_CONNECTED,
+    RUNS_ALREADY,
+)
 from replicator.engine.snapshot import Progress
 
 if TYPE_CHECKING:
@@ -55,8 +61,6 @@ NOTED_MAX = 1000
 
 RUNNING = (Conn.VerifyS, Conn.VerifyT)
 
-NOT_CONNECTED, RUNS_ALREADY, NO_ALGORITHM, NOT_UP_TO_DATE = -15, -8, -14, -2
-
 
 def objection(volume: Volume) -> int:
     """0, or the code that speaks against a verify on this node, whichever asks for it."""
@@ -66,9 +70,9 @@ def objection(volume: Volume) -> int:
     if state.conn is not Conn.Connected:
         return RUNS_ALREADY
     if not volume.resource.settings.net.verify_alg:
-        return NO_ALGORITHM
+        return NO_VERIFY_ALG
     both_good = state.disk is state.pdsk is Disk.UpToDate
-    return 0 if both_good else NOT_UP_TO_DATE
+    return 0 if both_good else NEED_UP_TO_DATE
 
 
 class _Range:
@@ -443,12 +447,8 @@ class Verify:
     def _send_verdict(self, one: _Range, *, equal: bool) -> None:
         volume, link = self._volume, self.link
         assert link is not None
-        volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
         verdict = IN_SYNC if equal else OUT_OF_SYNC_VERDICT
-        size = one.nsectors << 9
-        link.send_meta(
-            block_ack(volume.number, Command.OV_RESULT, one.sector, verdict, size, volume.sequence)
-        )
+        send_answer(volume, link, Command.OV_RESULT, one.sector, verdict, one.nsectors << 9)
 
     # --- the end ------------------------------------------------------------------------------
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocol.states import CONN_SHIFT, Conn
-from replicator.engine.admin import MASK_CONN
+from protocol.states import CONN_MASK, CONN_SHIFT, Conn
 from replicator.engine.cluster import SUCCESS
-from replicator.engine.refusals import refusal
+from replicator.engine.refusals import refusal, soon
 from replicator.engine.verify import BLOCK_SECTORS, objection
 from replicator.errors import DaemonError, ReplicatorError, UsageError
 
@@ -44,9 +43,10 @@ def verify(volume: Volume, start: int | None, stop: int | None, done: AdminDone)
     code = objection(volume)
     error = refusal(volume, code) if code else _outside(volume, start, stop)
     if error is not None:
-        resource.soon(lambda: done(error))
+        soon(resource, done, error)
         return
-    resource.cluster.ask(volume, MASK_CONN, Conn.VerifyS << CONN_SHIFT, answered)
+    mask, val = CONN_MASK << CONN_SHIFT, Conn.VerifyS << CONN_SHIFT
+    resource.cluster.ask(volume, mask, val, answered)
 
 
 def _range(volume: Volume, start: int | None, stop: int | None) -> tuple[int, int]:

@@ -21,10 +21,10 @@ from protocol.packets import (
     BlockAck,
     BlockRequest,
     Command,
-    block_ack,
     block_request,
 )
 from protocol.states import Conn, Disk, Role
+from replicator.engine.block_answers import send_answer
 from replicator.engine.pacing import TICK
 
 if TYPE_CHECKING:
@@ -82,17 +82,8 @@ class VerifyTarget:
         if len(self._queue) >= REQUESTS_MAX:
             raise WireError(f"more than {REQUESTS_MAX} verify requests at once")
         if volume.data_disk is None or volume.state.disk is not Disk.UpToDate:
-            volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
-            link.send_meta(
-                block_ack(
-                    volume.number,
-                    Command.NEG_RS_DREPLY,
-                    request.sector,
-                    SYNCER_ID,
-                    request.blksize,
-                    volume.sequence,
-                )
-            )
+            sector, size = request.sector, request.blksize
+            send_answer(volume, link, Command.NEG_RS_DREPLY, sector, SYNCER_ID, size)
             return
         if volume.state.conn is Conn.VerifyT and not verify.total:
             verify.expect(request.sector, volume.size_sectors)
