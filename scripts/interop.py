@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import interop_disks  # noqa: E402, F401
 import interop_features  # noqa: E402, F401  (each adds its scenarios)
 import interop_migration  # noqa: E402, F401
+import interop_split  # noqa: E402, F401
 import interop_trouble  # noqa: E402, F401
 import interop_verify  # noqa: E402, F401
 from interop_guest import GuestFailed, tools_directory  # noqa: E402

@@ -359,19 +359,29 @@ class Stage:
             self.guest.sh("sync")
         for number, model in enumerate(self.models):
             for name, node in (("replicator", self.pair.alice), ("kernel", self.pair.bob)):
-                found = node.backing(number).read_bytes()[: len(model)]
-                if found != model:
-                    wrong = [
-                        block
-                        for block in range(0, len(model), 4096)
-                        if found[block : block + 4096] != model[block : block + 4096]
-                    ]
-                    raise StageFailed(
-                        f"volume {number} of {name}: {len(wrong)} blocks are not as written, "
-                        f"the first at byte {wrong[0]}, the last at {wrong[-1]}"
-                    )
+                self._equal(f"volume {number} of {name}", node.backing(number), model)
         total = sum(len(model) for model in self.models) >> 10
         self.say(f"       both disks compared with what was written: {total} KiB equal")
+
+    @staticmethod
+    def _equal(title: str, disk: Path, model: bytearray) -> None:
+        found = disk.read_bytes()[: len(model)]
+        if found != model:
+            wrong = [
+                block
+                for block in range(0, len(model), 4096)
+                if found[block : block + 4096] != model[block : block + 4096]
+            ]
+            raise StageFailed(
+                f"{title}: {len(wrong)} blocks are not as written, "
+                f"the first at byte {wrong[0]}, the last at {wrong[-1]}"
+            )
+
+    def holds(self, node: Node, model: bytearray, title: str) -> None:
+        """The node's first disk holds what this model says; for nodes that must not be equal."""
+        self.guest.sh("sync")
+        self._equal(title, node.backing(0), model)
+        self.say(f"       {title}")
 
     def check(self, condition: bool, text: str) -> None:
         """Note what was seen; raises StageFailed if it is not as it should be."""
