@@ -5,7 +5,7 @@ The kernel's node runs in an emulated guest; REPLICATOR_VM_TOOLS names the direc
 program that boots it (see interop_guest.py). What both sides show is printed side by side; at the
 end there is a table of the scenarios. Exit code 0 if all passed.
 
-    REPLICATOR_VM_TOOLS=DIR scripts/interop.py [--list] [--pcap DIR] [SCENARIO...]
+    REPLICATOR_VM_TOOLS=DIR scripts/interop.py [--list] [--pcap DIR] [--record DIR] [SCENARIO...]
 """
 
 from __future__ import annotations
@@ -24,12 +24,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 import interop_disks  # noqa: E402, F401
 import interop_features  # noqa: E402, F401  (each adds its scenarios)
 import interop_migration  # noqa: E402, F401
+import interop_recorded  # noqa: E402, F401
 import interop_split  # noqa: E402, F401
 import interop_trouble  # noqa: E402, F401
 import interop_verify  # noqa: E402, F401
-from interop_guest import GuestFailed, tools_directory  # noqa: E402
+from interop_guest import GUEST, HOST, GuestFailed, tools_directory  # noqa: E402
 from interop_scenarios import SCENARIOS, Scenario  # noqa: E402
 from interop_stage import Stage  # noqa: E402
+
+from tests.simulation.recording import ALPHA, BETA  # noqa: E402
+from tests.vectors.from_pcap import vector  # noqa: E402
 
 
 def say(text: str) -> None:
@@ -56,7 +60,17 @@ def show_if_possible(stage: Stage) -> None:
         say(f"    no state to show: {problem}")
 
 
-def run(scenario: Scenario, pcap: Path | None) -> str:
+def keep(stage: Stage, scenario: Scenario, pcap: Path | None, record: Path | None) -> None:
+    """Packets and conversation of the guest that was there last, in these directories."""
+    raw = stage.guest.pcap.read_bytes()
+    if pcap is not None:
+        (pcap / f"{scenario.name}.pcap").write_bytes(raw)
+    if record is not None:
+        names = {HOST: ALPHA, GUEST: BETA}
+        (record / f"{scenario.name}.msgpack.gz").write_bytes(vector(raw, names))
+
+
+def run(scenario: Scenario, pcap: Path | None, record: Path | None) -> str:
     """Play it; returns "" or, in one line, why it failed."""
     say(f"\n=== {scenario.name}: {scenario.text}")
     signal.setitimer(signal.ITIMER_REAL, scenario.seconds)
@@ -74,9 +88,7 @@ def run(scenario: Scenario, pcap: Path | None) -> str:
                 return str(problem).splitlines()[0] if str(problem) else type(problem).__name__
             finally:
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                if pcap is not None:
-                    target = pcap / f"{scenario.name}.pcap"
-                    target.write_bytes(stage.guest.pcap.read_bytes())
+                keep(stage, scenario, pcap, record)
     except (AssertionError, OutOfTime) as problem:
         say(f"    FAILED while clearing up: {problem}")
         return str(problem).splitlines()[0]
@@ -98,6 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="our node and the kernel's DRBD 8.4 as peers")
     parser.add_argument("--list", action="store_true", help="print the scenarios and stop")
     parser.add_argument("--pcap", type=Path, metavar="DIR", help="keep the packets of each there")
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR", help="keep the conversation of each as a test vector"
+    )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all")
     options = parser.parse_args(argv)
     if options.list:
@@ -113,12 +128,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGALRM, alarm)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
-    if options.pcap is not None:
-        options.pcap.mkdir(parents=True, exist_ok=True)
+    for directory in filter(None, (options.pcap, options.record)):
+        directory.mkdir(parents=True, exist_ok=True)
     results: list[tuple[Scenario, str, float]] = []
     for scenario in scenarios:
         started = time.monotonic()
-        failure = run(scenario, options.pcap)
+        failure = run(scenario, options.pcap, options.record)
         results.append((scenario, failure, time.monotonic() - started))
     say("\n=== scenarios")
     for scenario, failure, seconds in results:

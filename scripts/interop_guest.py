@@ -23,6 +23,8 @@ TOOLS_VARIABLE = "REPLICATOR_VM_TOOLS"
 GUEST_PORT = 7789
 HOST = "10.0.2.2"
 """What the guest calls the host's loopback."""
+GUEST = "10.0.2.15"
+"""The guest's own address."""
 BOOT_SECONDS = 90
 POLL = 0.05
 
@@ -243,7 +245,7 @@ class KernelNode:
                 f"    net {{ {net} }}",
                 f"    disk {{ {disk} }}",
                 *lines,
-                f"    on guest {{ address 10.0.2.15:{GUEST_PORT}; }}",
+                f"    on guest {{ address {GUEST}:{GUEST_PORT}; }}",
                 f"    on host {{ address {HOST}:{peer_port}; }}",
                 "}",
             ]

@@ -72,20 +72,12 @@ def part(stage: Stage, split: Split) -> dict[str, bytearray]:
         held[OURS][OWN_FIRST * BLOCK : OWN_FIRST * BLOCK + len(data)] = data
     data = blocks(KERNELS, split, split.kernel)
     if data:
-        kernel_blocks(stage, KERNEL_FIRST, data)
+        stage.kernel_writes_at(KERNEL_FIRST * BLOCK, data)
         held[KERNELS][KERNEL_FIRST * BLOCK : KERNEL_FIRST * BLOCK + len(data)] = data
     for name in BOTH:
         if name not in split.primaries:
             demote(stage, name)
     return held
-
-
-def kernel_blocks(stage: Stage, first: int, data: bytes) -> None:
-    """Written on the kernel's device."""
-    (stage.guest.share / "blocks").write_bytes(data)
-    stage.guest.sh(
-        f"dd if=/share/blocks of=/dev/drbd0 bs={BLOCK} seek={first} oflag=direct conv=notrunc,fsync 2>&1"
-    )
 
 
 def verdicts(stage: Stage) -> tuple[list[str], list[str]]:

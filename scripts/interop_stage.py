@@ -25,6 +25,7 @@ from interop_guest import Guest, GuestFailed, KernelNode
 from interop_writes import batch
 
 from tests.integration.pair import MIB, RESOURCE, Node, Pair
+from tests.simulation.recording import ALPHA, BETA, BLOCK, content
 from tests.tools.ports import FreePorts
 
 # Long keep-alive limits: the guest's processor is emulated.
@@ -54,6 +55,8 @@ class Plan:
     reachable: str = "both"
     kernel_mapped: bool = False
     """Whether the kernel's disk can be made to fail (KernelNode.fail_disk)."""
+    lines: bool = False
+    """Whether the disks begin with lines that say whose block it is and which, instead of noise."""
     nbd_listen: bool = False
     """Whether our node serves NBD on TCP, too: Stage.nbd_port."""
     sections: dict[str, str] = field(default_factory=dict)
@@ -85,8 +88,8 @@ class Stage:
         self.own_port, guest_port = self._ports()
         self.models: list[bytearray] = [bytearray() for _ in plan.sizes]
         for number, size in enumerate(plan.sizes):
-            self._fill(self.own.backing(number), size, seed=2 * number + 1)
-            self._fill(self.pair.bob.backing(number), size, seed=2 * number + 2)
+            self._fill(self.own.backing(number), size, seed=2 * number + 1, sender=ALPHA)
+            self._fill(self.pair.bob.backing(number), size, seed=2 * number + 2, sender=BETA)
         if plan.reachable == "host":
             self._point_own_node_at_nobody(guest_port)
         self._boot = 0
@@ -162,10 +165,11 @@ class Stage:
         text = self.pair.config_path.read_text()
         self.pair.config_path.write_text(text.replace(f":{port};", ":9;"))
 
-    @staticmethod
-    def _fill(path: Path, size: int, *, seed: int) -> None:
+    def _fill(self, path: Path, size: int, *, seed: int, sender: str) -> None:
+        noise = random.Random(seed).randbytes
+        data = content(sender, size // BLOCK) if self.plan.lines else noise(size)
         with path.open("r+b") as file:
-            file.write(random.Random(seed).randbytes(size))
+            file.write(data)
 
     # ---- beginnings
 
@@ -310,6 +314,14 @@ class Stage:
             load.join()
 
         return stop
+
+    def kernel_writes_at(self, offset: int, data: bytes) -> None:
+        """One write on the kernel's device, in whole sectors, and a flush; not into the model."""
+        (self.guest.share / "data").write_bytes(data)
+        self.guest.sh(
+            f"dd if=/share/data of=/dev/drbd0 bs={len(data)} count=1 seek={offset} "
+            "oflag=direct,seek_bytes conv=notrunc,fsync 2>&1"
+        )
 
     def kernel_writes(
         self, seed: int, count: int = 60, *, volume: int = 0, area: int = 0, pause: float = 0

@@ -1,5 +1,6 @@
-"""A recorded conversation of two kernel nodes as one timeline, split into sessions (one for each
-time the two were connected), with what has to be known in advance to take one node's place.
+"""A recorded conversation of two nodes, at least one of them a kernel, as one timeline, split into
+sessions (one for each time the two were connected), with what has to be known in advance to take
+one node's place.
 
 Knows the recordings only; the engine and the pretended world are for `replayed`.
 """
@@ -17,6 +18,7 @@ from protocol.packets import (
     BlockDesc,
     Command,
     Data,
+    Features,
     Packet,
     ProtocolParams,
     Raw,
@@ -99,6 +101,12 @@ def _timeline(conversation: Conversation) -> Iterator[tuple[int, Step]]:
                 digest_sizes[index] = digests.digest_size(packet.integrity_alg)
             stream = streams[index]
             yield index, Step(stream.sender, stream.socket, recorded, packet)
+
+
+def is_replicator(all_sessions: list[Session], sender: str) -> bool:
+    """Whether this node is one of ours, by the mark in what it announces; else it is a kernel."""
+    steps = all_sessions[0].of(sender, Command.CONNECTION_FEATURES)
+    return any(isinstance(s.packet, Features) and bool(s.packet.replicator) for s in steps)
 
 
 def parameters(session: Session, sender: str) -> tuple[ProtocolParams, SyncParam]:

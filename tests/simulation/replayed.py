@@ -1,4 +1,4 @@
-"""The real engine in the place of one of two recorded kernels, the other one's bytes against it.
+"""The real engine in the place of one of two recorded nodes, the other one's bytes against it.
 
 What the recorded node in whose place the engine stands did of its own accord (an administrator's
 order, an application's write) is recognised in its packets and done here; what it sent for that or
@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable
 
 from protocol import digests
+from protocol.compat import AFTER_SB_NAMES
 from protocol.framing import Frame, FrameReader
 from protocol.packets import (
     IN_SYNC,
@@ -87,6 +88,7 @@ DAMAGED = {16, 768}
 """Blocks of beta's disk that were overwritten behind DRBD's back in `verify`."""
 AUTH_SECRETS = {
     "auth": ("captured secret",) * 2,
+    "rec-digests": ("captured secret",) * 2,
     "wrong-secret": ("secret of alpha", "secret of beta"),
 }
 
@@ -137,13 +139,14 @@ class Replayed:
         self.node = node
         self.peer = BETA if node == ALPHA else ALPHA
         self.sessions = recording.sessions(name)
+        self.ours = recording.is_replicator(self.sessions, node)
         self.volumes = 1 + max(s.volume for x in self.sessions for s in x.steps)
         self.pair = Pair(
             size=4 * MIB,
             volumes=self.volumes,
             net=self._net(),
             disk=self._disk(),
-            epoch_per_completion=True,
+            epoch_per_completion=not self.ours,
         )
         self.alice = self.pair.alice
         self.answers: list[ReplicatorError | None] = []
@@ -162,6 +165,8 @@ class Replayed:
         self.barriers: list[tuple[int, int, list[int]]] = []
         """(number, writes, those of them not acknowledged yet) of each that is not answered."""
         self.ended = False
+        self.leaving = False
+        """Whether the peer has asked to disconnect."""
         self.link: tuple[_End, _End] | None = None
         for number, medium in enumerate(self.alice.media):
             medium.put(0, recording.first_content(self.sessions, node, self.peer, number))
@@ -173,6 +178,7 @@ class Replayed:
         secrets = AUTH_SECRETS.get(self.name)
         return NetSettings(
             protocol="_ABC"[protocol.protocol],
+            after_sb_0pri=AFTER_SB_NAMES[protocol.after_sb_0p],
             data_integrity_alg=protocol.integrity_alg,
             verify_alg=sync.verify_alg,
             csums_alg=sync.csums_alg,
@@ -212,6 +218,9 @@ class Replayed:
 
     def _step(self, step: Step) -> None:
         if step.command == Command.CONNECTION_FEATURES:
+            if step.sender == self.node and self.ours:
+                found = self.waiting[step.command, 0]
+                assert found == [step.packet], f"expected {step.packet}, found {found}"
             return
         if step.sender == self.peer:
             self._deliver(step)
@@ -234,7 +243,7 @@ class Replayed:
         self.waiting.clear()
         self.ids.clear()
         self.epoch, self.unacknowledged, self.barriers = 0, [], []
-        self.ended = False
+        self.ended = self.leaving = False
         self.pair.network.alive["bob"] = True
         data, meta = self._dial("d"), self._dial("m")
         self.link = data, meta
@@ -271,16 +280,20 @@ class Replayed:
         if volume.store is None or volume.store.bitmap.weight == uuids.dirty_bits:
             return
         self._command(lambda done: self.alice.r.primary(False, done))
-        for block, data in self._written_apart(session, number):
+        for block, data in self._written_apart(session, number, uuids.dirty_bits):
             self.alice.write(block * BLOCK, data, volume=number)
         if StateWord.unpack(word).role is Role.Secondary:
             self._command(self.alice.r.secondary)
 
-    def _written_apart(self, session: Session, number: int) -> list[tuple[int, bytes]]:
-        """The blocks are in the bitmap of this session or, if it was refused, of the next."""
+    def _written_apart(self, session: Session, number: int, count: int) -> list[tuple[int, bytes]]:
+        """So many blocks of the bitmap of this session or, if it was refused, of the next. A target
+        sends its own marks and its source's: those that are not the source's come first, and what it
+        had in the others nobody has seen."""
         for later in self.sessions[self.sessions.index(session) :]:
             blocks = recording.marked_blocks(later, self.node, number)
             if blocks is not None:
+                peers = recording.marked_blocks(later, self.peer, number) or []
+                blocks = sorted(blocks, key=set(peers).__contains__)[:count]
                 sent = recording.sent_blocks(later, self.node, number)
                 return [
                     (block, sent.get(block) or self._as_peer(number, block)) for block in blocks
@@ -296,6 +309,7 @@ class Replayed:
 
     def _deliver(self, step: Step) -> None:
         packet, command = step.packet, step.command
+        self.leaving = self.leaving or command == Command.CONN_ST_CHG_REQ
         if command in QUIET | SERVED:
             return
         if command in WRITES:
@@ -395,7 +409,9 @@ class Replayed:
     def _expect(self, step: Step) -> None:
         command, packet = step.command, step.packet
         self._initiative(step)
-        if command in FREE or command == Command.SYNC_PARAM89 and self._told_before(step):
+        if command == Command.UUIDS and self.leaving:
+            return  # a kernel has named its next generation before the connection is closed
+        if command in FREE or command == Command.SYNC_PARAM89 and self._not_its_own(step):
             return
         queue = self.waiting[command, step.volume]
         wanted = comparable(packet)
@@ -408,7 +424,7 @@ class Replayed:
             return bool(queue)
 
         self._until(has_come, f"{Command(command).name} {wanted}"[:200])
-        if command == Command.RS_DATA_REPLY:
+        if command in (Command.RS_DATA_REPLY, Command.OV_REPLY):
             self.pair.run(0.05)
         found = queue.pop(self._which(queue, packet))
         if command in WRITES | {Command.DATA_REQUEST}:
@@ -420,15 +436,21 @@ class Replayed:
             f"found {comparable(found)}"
         )
 
-    def _told_before(self, step: Step) -> bool:
-        """The recorded node's rates were changed while connected: they do not concern the engine."""
+    def _not_its_own(self, step: Step) -> bool:
+        """The recorded node's rates were changed while connected, or are those that a kernel took
+        over from its peer at the connection before: they do not concern the engine."""
         session = next(x for x in self.sessions if step in x.steps)
-        return step is not next(session.of(self.node, Command.SYNC_PARAM89))
+        if step is not next(session.of(self.node, Command.SYNC_PARAM89)):
+            return True
+        before = self.sessions[: self.sessions.index(session)]
+        told = [one.packet for x in before for one in x.of(self.peer, Command.SYNC_PARAM89)]
+        own = recording.parameters(self.sessions[0], self.node)[1]
+        return step.packet in told and step.packet != own
 
     def _which(self, queue: list[Packet], wanted: Packet) -> int:
         """What disks answer may come in another order: they finish when they like."""
         same = [i for i, packet in enumerate(queue) if comparable(packet) == comparable(wanted)]
-        return same[0] if same and isinstance(wanted, BlockAck | Data) else 0
+        return same[0] if same and isinstance(wanted, BlockAck | Data | BlockRequest) else 0
 
     def _until(self, condition: Callable[[], bool], what: str) -> None:
         try:

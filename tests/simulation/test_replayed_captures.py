@@ -1,4 +1,4 @@
-"""What one kernel said, said to the engine: it answers as the other kernel did.
+"""What a kernel said, said to the engine: it answers as the other kernel did, or as we did before.
 
 tests/vectors/README.md says what was recorded, `replayed` how the engine takes a node's place and
 what is not compared.
@@ -9,11 +9,11 @@ from __future__ import annotations
 import pytest
 
 from protocol.states import Conn, Disk
-from replicator.engine import generations
+from replicator.engine import generations, link
 from tests.simulation import recording
 from tests.simulation.recording import ALPHA, BETA
 from tests.simulation.replayed import Replayed, blocks_copied_by, comparable
-from tests.vectors import names
+from tests.vectors import MIXED, names
 
 NODES = {"alpha": ALPHA, "beta": BETA}
 REFUSED = {"wrong-secret", "other-protocol"}
@@ -25,11 +25,12 @@ NOT_ALIKE = {
 }
 """Roles that the engine does not play as the kernel did, and why not."""
 
-ALIKE = [(name, node) for name in names() for node in NODES if (name, node) not in NOT_ALIKE]
+EVERYTHING = [(name, node) for name in names() + names(MIXED) for node in NODES]
+ALIKE = [one for one in EVERYTHING if one not in NOT_ALIKE]
 
 
 @pytest.mark.parametrize(("name", "node"), ALIKE)
-def test_the_engine_says_what_the_kernel_said_in_its_place(name: str, node: str) -> None:
+def test_the_engine_says_what_the_recorded_node_said_in_its_place(name: str, node: str) -> None:
     play = Replayed(name, NODES[node])
     play.play()
     assert play.answers == [None] * play.orders
@@ -57,6 +58,12 @@ def test_a_wrong_answer_of_the_engine_is_noticed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(generations, "_step", lambda uuid: uuid + 2)
     with pytest.raises(AssertionError, match="SYNC_UUID"):
         Replayed("outage", ALPHA).play()
+
+
+def test_another_announcement_to_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "PROTOCOL_MIN", 99)
+    with pytest.raises(AssertionError, match="protocol_min=99"):
+        Replayed("rec-source", ALPHA).play()
 
 
 def test_what_is_compared_tells_different_packets_apart() -> None:

@@ -1,4 +1,4 @@
-"""Reads the recorded conversations of two kernel DRBD nodes; README.md says how they were made.
+"""Reads the recorded conversations of kernel DRBD nodes, with each other or with us; README.md says how they were made.
 
 Knows the files' format and how a stream is cut into frames; what must be true of the frames is for
 the tests to say.
@@ -17,6 +17,9 @@ from protocol.framing import Frame, FrameReader
 from protocol.packets import Command
 
 CAPTURES = Path(__file__).parent / "captures"
+"""Two kernels."""
+MIXED = Path(__file__).parent / "mixed"
+"""A replicator (alpha) and a kernel (beta)."""
 
 EARLY = (Command.INITIAL_DATA, Command.INITIAL_META, Command.CONNECTION_FEATURES)
 
@@ -81,12 +84,13 @@ class Conversation(NamedTuple):
         return other
 
 
-def names() -> list[str]:
-    return sorted(path.name.removesuffix(".msgpack.gz") for path in CAPTURES.glob("*.msgpack.gz"))
+def names(directory: Path = CAPTURES) -> list[str]:
+    return sorted(path.name.removesuffix(".msgpack.gz") for path in directory.glob("*.msgpack.gz"))
 
 
 @cache
 def load(name: str) -> Conversation:
-    raw = msgpack.unpackb(gzip.decompress((CAPTURES / f"{name}.msgpack.gz").read_bytes()))
+    path = next(one for one in (CAPTURES, MIXED) if (one / f"{name}.msgpack.gz").exists())
+    raw = msgpack.unpackb(gzip.decompress((path / f"{name}.msgpack.gz").read_bytes()))
     streams = tuple(Stream(**one) for one in raw["streams"])
     return Conversation(name, streams, tuple((index, count) for index, count in raw["order"]))

@@ -2,6 +2,7 @@
 
     python tests/vectors/from_pcap.py CAPTURE.pcap.gz tests/vectors/captures/NAME.msgpack.gz
 
+`make interop` with --record calls vector() for what it has captured itself.
 Reads pcap files (Ethernet, IPv4) only, needs msgpack only, and knows nothing of the protocol but the
 first packet of a connection, which tells the data socket from the meta socket. README.md beside it
 describes what is written. Exits with a message if a byte of a stream is missing.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import gzip
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,11 +116,8 @@ def streams(found: list[Segment]) -> tuple[list[Stream], list[tuple[Stream, int]
     return everything, order
 
 
-def main() -> None:
-    source, target = map(Path, sys.argv[1:])
-    raw = source.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        raw = gzip.decompress(raw)
+def vector(raw: bytes, names: Mapping[str, str]) -> bytes:
+    """The vector's bytes, of those of a pcap file. names: IP addresses, and what to call them."""
     everything, order = streams(segments(raw))
     kept = []
     for pair in zip(everything[::2], everything[1::2], strict=True):
@@ -135,7 +134,7 @@ def main() -> None:
                 {
                     "connection": stream.connection,
                     "socket": socket,
-                    "sender": stream.source[0],
+                    "sender": names.get(stream.source[0], stream.source[0]),
                     "dialled": stream.dialled,
                     "data": bytes(stream.data),
                 }
@@ -144,7 +143,15 @@ def main() -> None:
             "order": [[index[id(stream)], count] for stream, count in order if id(stream) in index],
         }
     )
-    target.write_bytes(gzip.compress(packed, 9, mtime=0))
+    return gzip.compress(packed, 9, mtime=0)
+
+
+def main() -> None:
+    source, target = map(Path, sys.argv[1:])
+    raw = source.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        raw = gzip.decompress(raw)
+    target.write_bytes(vector(raw, {}))
 
 
 if __name__ == "__main__":
