@@ -34,31 +34,21 @@ WEIGHTS = {
 KINDS = ("read", "write", "flush", "metadata")
 
 
-def invent(seed: int, steps: int) -> list[Act]:
-    rng = random.Random(f"disk acts {seed}")
-    steps = steps or rng.choice(histories.LENGTHS)
-    chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=steps)
-    return [Act(name, rng.getrandbits(48)) for name in chosen]
-
-
 class DiskHistory(History):
     """One invented history; run() plays it, heals everything, and checks."""
 
+    weights = WEIGHTS
+    source = "disk acts"
+
     def __init__(self, seed: int, steps: int = 0, acts: list[Act] | None = None) -> None:
-        super().__init__(seed, steps, invent(seed, steps) if acts is None else acts)
+        super().__init__(seed, steps, acts)
         rng = self.rng
         self.volumes = rng.choice((1, 1, 2))
         self.pair = Pair(
             seed,
             SIZE,
             self.volumes,
-            net=NetSettings(
-                protocol=self.protocol,
-                max_epoch_size=rng.choice((3, 64, 2048)),
-                use_rle=rng.random() < 0.8,
-                csums_alg=rng.choice(("", "", "crc32c")),
-                data_integrity_alg=rng.choice(("", "", "crc32c")),
-            ),
+            net=self._net(),
             disk=DiskSettings(
                 al_extents=rng.choice((2, 3, 67)),
                 c_max_rate=rng.choice((0, 0, 8 << 20)),
@@ -74,6 +64,16 @@ class DiskHistory(History):
         self.powerless: set[str] = set()
         """Nodes that have lost power since both were last in sync."""
 
+    def _net(self) -> NetSettings:
+        rng = self.rng
+        return NetSettings(
+            protocol=self.protocol,
+            max_epoch_size=rng.choice((3, 64, 2048)),
+            use_rle=rng.random() < 0.8,
+            csums_alg=rng.choice(("", "", "crc32c")),
+            data_integrity_alg=rng.choice(("", "", "crc32c")),
+        )
+
     def _may_suspect(self) -> bool:
         return self.split or self.ambiguous
 
@@ -85,16 +85,20 @@ class DiskHistory(History):
     def _holders(self, primary: Node) -> set[str]:
         """The nodes that get what this Primary writes now, on disks that count."""
         holders = {"alice", "bob"}
-        peer = self.pair.network.peer_of(primary.name)
-        other = self.pair.bob if peer == "bob" else self.pair.alice
+        other = self._other(primary)
         if other.resource is None or other.r.conn is not Conn.Connected:
-            holders.discard(peer)
+            holders.discard(other.name)
         for volume in primary.r.volumes.values():
             if volume.state.disk is not Disk.UpToDate:
                 holders.discard(primary.name)
             if volume.state.pdsk is not Disk.UpToDate:
-                holders.discard(peer)
+                holders.discard(other.name)
         return holders
+
+    def _promised_by(self, primary: Node) -> set[str]:
+        """The nodes that a flush which this Primary answers now makes a promise for."""
+        holders = self._holders(primary)
+        return {primary.name} if self.protocol != "C" and primary.name in holders else holders
 
     def _alone(self) -> None:
         primaries = self._primaries()
@@ -207,15 +211,17 @@ class DiskHistory(History):
             if error:
                 account.forget_completions(primary.name)
                 return
-            holders = self._holders(primary)
-            if self.protocol != "C" and primary.name in holders:
-                holders = {primary.name}
-            account.flushed(promised, holders)
-            self._acknowledged(primary, number, None, flushed=True)
+            kept = account.not_given_up(primary.name, promised)
+            account.flushed(kept, self._promised_by(primary))
+            self._flushed(primary, number, kept)
             self._alone()
 
         primary.volume(number).flush(done)
         self.pair.run(self.rng.choice((0.0, 0.001, 0.01, 0.1)))
+
+    def _flushed(self, primary: Node, volume: int, _promised: dict[int, int]) -> None:
+        """A flush was answered."""
+        self._acknowledged(primary, volume, None, flushed=True)
 
     def _read(self) -> None:
         primary = self._primary()

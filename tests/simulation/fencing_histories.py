@@ -47,7 +47,7 @@ class OutdatePeer:
         if pair.rng.random() < 0.1:
             done(1)
             return
-        peer = pair.bob if self._node is pair.alice else pair.alice
+        peer = self._history._other(self._node)
         disk = peer.volume().state.disk if peer.resource is not None else Disk.Diskless
         if disk is not Disk.Diskless:
             peer.r.outdate(0, lambda error: done(EXIT_CODES.get(_exit_code(error), 20)))

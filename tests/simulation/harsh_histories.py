@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from errno import EIO
 
 from protocol.states import Disk, Role
-from replicator.engine.settings import DiskSettings, NetSettings
+from replicator.engine.settings import DiskSettings
 from replicator.errors import ReplicatorError
 from replicator.metadata.layout import sb_offset
 from replicator.metadata.superblock import Flags, Superblock
-from tests.simulation import disk_histories, histories
+from tests.simulation import disk_histories
 from tests.simulation.disk_histories import DiskHistory
 from tests.simulation.histories import SIZE, Account, Act
 from tests.simulation.pair import FLEXIBLE, INTERNAL, MIB, Node, Pair, create_md
@@ -58,18 +59,14 @@ ACCUSATIONS = (": expected ", "still marked here; connecting anew", "is outstand
 """What a node says of a peer that does not keep to the protocol."""
 
 
-def invent(seed: int, steps: int) -> list[Act]:
-    rng = random.Random(f"harsh acts {seed}")
-    steps = steps or rng.choice(histories.LENGTHS)
-    chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=steps)
-    return [Act(name, rng.getrandbits(48)) for name in chosen]
-
-
 class HarshHistory(DiskHistory):
     """One invented history; run() plays it, heals everything, and checks."""
 
+    weights = WEIGHTS
+    source = "harsh acts"
+
     def __init__(self, seed: int, steps: int = 0, acts: list[Act] | None = None) -> None:
-        super().__init__(seed, steps, invent(seed, steps) if acts is None else acts)
+        super().__init__(seed, steps, acts)
         rng = self.rng
         external = rng.random() < 0.5
         size = rng.choice((SIZE, SIZE, SIZE, WIDE))
@@ -80,12 +77,8 @@ class HarshHistory(DiskHistory):
             seed,
             size,
             self.volumes,
-            net=NetSettings(
-                protocol=self.protocol,
-                max_epoch_size=rng.choice((3, 64, 2048)),
-                use_rle=rng.random() < 0.8,
-                csums_alg=rng.choice(("", "", "crc32c")),
-                data_integrity_alg=rng.choice(("", "", "crc32c")),
+            net=replace(
+                self._net(),
                 ping_timeout=rng.choice((0.5, 0.5, 3.0)),
                 ko_count=3,
                 max_buffers=rng.choice((32, 2048, 2048)),
@@ -202,36 +195,17 @@ class HarshHistory(DiskHistory):
         def ended(error: int) -> None:
             done(error)
             if not error:
-                holders = self._holders(primary)
-                if self.protocol != "C" and primary.name in holders:
-                    holders = {primary.name}
-                account.flushed({s: account.writes[s].index(number) for s in sectors}, holders)
+                promised = {s: account.writes[s].index(number) for s in sectors}
+                kept = account.not_given_up(primary.name, promised)
+                account.flushed(kept, self._promised_by(primary))
                 self._alone()
 
         return ended
 
-    def _flush(self) -> None:
+    def _flushed(self, primary: Node, volume: int, promised: dict[int, int]) -> None:
         """As ever; besides, no copy may show what is written from here on without what was flushed."""
-        primary = self._primary()
-        if primary is None:
-            return
-        volume = self.rng.randrange(self.volumes)
-        account = self.accounts[volume]
-        promised = account.before_flush(primary.name)
-
-        def done(error: int) -> None:
-            if error:
-                account.forget_completions(primary.name)
-                return
-            holders = self._holders(primary)
-            if self.protocol != "C" and primary.name in holders:
-                holders = {primary.name}
-            account.flushed(promised, holders)
-            self.flushes[volume].append((self.number, promised))
-            self._alone()
-
-        primary.volume(volume).flush(done)
-        self.pair.run(self.rng.choice((0.0, 0.001, 0.01, 0.1)))
+        super()._flushed(primary, volume, promised)
+        self.flushes[volume].append((self.number, promised))
 
     def _write(self, primary: Node) -> None:
         self._put(*self._place(), primary)
@@ -344,9 +318,6 @@ class HarshHistory(DiskHistory):
                 self.discarded, self.ambiguous = primary.name, True
                 self.current = {other.name}
         self._promote_whoever_is_left()
-
-    def _other(self, node: Node) -> Node:
-        return self.pair.bob if node is self.pair.alice else self.pair.alice
 
     def _promote_whoever_is_left(self) -> None:
         others = [n for n in self.nodes if n.resource is not None]

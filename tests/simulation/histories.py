@@ -74,6 +74,14 @@ class Account:
         """A split brain was solved against this node: see united()."""
         self._given_up[node] = {sector: len(numbers) for sector, numbers in self.writes.items()}
 
+    def not_given_up(self, node: str, promised: dict[int, int]) -> dict[int, int]:
+        """What of this was submitted after a split brain was last solved against `node`: the rest was
+        on a copy that is no more."""
+        before = self._given_up[node]
+        return {
+            sector: index for sector, index in promised.items() if index >= before.get(sector, 0)
+        }
+
     def united(self, discarded: str | None) -> None:
         """Both copies are said to be equal: whatever was promised on either node must be there,
         save what an administrator has given up on one of them."""
@@ -82,9 +90,8 @@ class Account:
             kept = bob if discarded == "alice" else alice
             # Nor does its next flush, as Primary again, promise what was completed on the copy
             # that is no more; it does promise what was submitted after the decision.
-            before = self._given_up[discarded]
-            completed = self._completed[discarded].items()
-            self._completed[discarded] = {s: i for s, i in completed if i >= before.get(s, 0)}
+            completed = self._completed[discarded]
+            self._completed[discarded] = self.not_given_up(discarded, completed)
         else:
             kept = {s: max(alice.get(s, 0), bob.get(s, 0)) for s in alice.keys() | bob.keys()}
         self.floor = {"alice": dict(kept), "bob": dict(kept)}
@@ -137,24 +144,20 @@ LENGTHS = (4, 6, 8, 12, 16, 24, 40, 60, 120)
 what needs several faults in a row."""
 
 
-def invent(seed: int, steps: int) -> list[Act]:
-    """The acts of the history with this seed: steps, 0 for a number that the seed chooses."""
-    rng = random.Random(f"acts {seed}")
-    steps = steps or rng.choice(LENGTHS)
-    names, weights = list(WEIGHTS), list(WEIGHTS.values())
-    chosen = rng.choices(names, weights, k=steps)
-    return [Act(name, rng.getrandbits(48)) for name in chosen]
-
-
 class History:
     """One invented history; run() plays it, heals everything, and checks.
 
-    acts: other than those that the seed stands for, to play a part of it.
+    steps: how many acts; 0: the seed chooses. acts: other than those that the seed stands for, to
+    play a part of it.
     """
+
+    weights = WEIGHTS
+    source = "acts"
+    """With the seed: where the acts come from, so that each kind of history has its own."""
 
     def __init__(self, seed: int, steps: int = 0, acts: list[Act] | None = None) -> None:
         self.seed = seed
-        self.acts = invent(seed, steps) if acts is None else acts
+        self.acts = self._invent(steps) if acts is None else acts
         self.rng = rng = random.Random(seed)
         self.protocol = rng.choice("ABCCC")
         self.pair = Pair(
@@ -179,6 +182,12 @@ class History:
         """The node whose changes the administrator has given up."""
         self.number = 0
         self.guard: Guard | None = None
+
+    def _invent(self, steps: int) -> list[Act]:
+        rng = random.Random(f"{self.source} {self.seed}")
+        steps = steps or rng.choice(LENGTHS)
+        chosen = rng.choices(list(self.weights), list(self.weights.values()), k=steps)
+        return [Act(name, rng.getrandbits(48)) for name in chosen]
 
     # --- the play -----------------------------------------------------------------------------
 
@@ -234,6 +243,9 @@ class History:
     @property
     def nodes(self) -> list[Node]:
         return [self.pair.alice, self.pair.bob]
+
+    def _other(self, node: Node) -> Node:
+        return self.pair.bob if node is self.pair.alice else self.pair.alice
 
     def _primaries(self) -> list[Node]:
         return [n for n in self.nodes if n.resource is not None and n.resource.role is Role.Primary]

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from protocol import digests
 from protocol.compat import AFTER_SB_NAMES
-from protocol.framing import Frame, FrameReader
+from protocol.framing import Frame
 from protocol.packets import (
     IN_SYNC,
     OUT_OF_SYNC_VERDICT,
@@ -58,6 +58,7 @@ from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.errors import ReplicatorError
 from tests.simulation import recording
 from tests.simulation.pair import MIB, Pair
+from tests.simulation.raw_socket import RawSocket, dial
 from tests.simulation.recording import (
     ALPHA,
     BETA,
@@ -67,7 +68,6 @@ from tests.simulation.recording import (
     Session,
     Step,
 )
-from tests.simulation.world import Channel
 
 KERNEL_FLAGS = 15
 CRASHED, SKIP_SYNC = 2, 8
@@ -109,28 +109,6 @@ class Draws:
         return bytes(count)
 
 
-class _End:
-    """The kernel's end of one socket."""
-
-    def __init__(self, kernel: Replayed, channel: Channel, letter: str) -> None:
-        self.kernel = kernel
-        self.channel = channel
-        self.letter = letter
-        self.reader = FrameReader(letter)
-        channel.events = self
-
-    def received(self, data: bytes) -> None:
-        self.reader.feed(data)
-        while (frame := self.reader.next_frame()) is not None:
-            self.kernel.heard(frame)
-
-    def sent(self, position: int) -> None:
-        pass
-
-    def closed(self, reason: str) -> None:
-        self.kernel.ended = True
-
-
 class Replayed:
     """One conversation with the engine in the place of `node`; play() it, then look at the rest."""
 
@@ -164,10 +142,9 @@ class Replayed:
         self.epoch = 0
         self.barriers: list[tuple[int, int, list[int]]] = []
         """(number, writes, those of them not acknowledged yet) of each that is not answered."""
-        self.ended = False
         self.leaving = False
         """Whether the peer has asked to disconnect."""
-        self.link: tuple[_End, _End] | None = None
+        self.link: tuple[RawSocket, RawSocket] | None = None
         for number, medium in enumerate(self.alice.media):
             medium.put(0, recording.first_content(self.sessions, node, self.peer, number))
 
@@ -243,24 +220,14 @@ class Replayed:
         self.waiting.clear()
         self.ids.clear()
         self.epoch, self.unacknowledged, self.barriers = 0, [], []
-        self.ended = self.leaving = False
+        self.leaving = False
         self.pair.network.alive["bob"] = True
-        data, meta = self._dial("d"), self._dial("m")
+        data, meta = dial(self.pair, "d", self.heard), dial(self.pair, "m", self.heard)
         self.link = data, meta
         data.channel.send(
             encode_h80(Command.CONNECTION_FEATURES, Features(86, KERNEL_FLAGS, 101, 0))
         )
         self._until(lambda: bool(self.waiting[Command.CONNECTION_FEATURES, 0]), "its features")
-
-    def _dial(self, letter: str) -> _End:
-        network = self.pair.network
-        self.pair.run_until(lambda: "alice" in network.listeners, 30)
-        channel = network.connect("bob")
-        assert channel is not None
-        end = _End(self, channel, letter)
-        command = Command.INITIAL_DATA if letter == "d" else Command.INITIAL_META
-        channel.send(encode_h80(command, Empty()))
-        return end
 
     def _part(self) -> None:
         if self.link is None:
@@ -343,7 +310,7 @@ class Replayed:
 
     # --- what the engine says -----------------------------------------------------------------
 
-    def heard(self, frame: Frame) -> None:
+    def heard(self, _letter: str, frame: Frame) -> None:
         command = frame.command
         algorithm = self.pair.net.data_integrity_alg
         size = digests.digest_size(algorithm) if algorithm else 0

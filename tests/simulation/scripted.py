@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from protocol import features
 from protocol.bitmaps import BitmapSender
-from protocol.framing import Frame, FrameReader
+from protocol.framing import Frame
 from protocol.packets import (
     SPECS,
     Command,
@@ -31,35 +31,9 @@ from protocol.states import Conn, Disk, Role, StateWord
 from replicator.engine.link import PROTOCOL_MAX, PROTOCOL_MIN
 from replicator.metadata.bitmap import Bitmap
 from tests.simulation.pair import Pair
-from tests.simulation.world import Channel
+from tests.simulation.raw_socket import dial
 
 FLAGS = features.TRIM | features.WSAME | features.WZEROES
-
-
-class _End:
-    """The peer's end of one socket."""
-
-    def __init__(self, peer: ScriptedPeer, channel: Channel, letter: str) -> None:
-        self.peer = peer
-        self.channel = channel
-        self.letter = letter
-        self.reader = FrameReader(letter)
-        self.early = True
-        self.ended = False
-        channel.events = self
-
-    def received(self, data: bytes) -> None:
-        if self.peer.deaf:
-            return
-        self.reader.feed(data)
-        while (frame := self.reader.next_frame()) is not None:
-            self.peer.frame(self, frame)
-
-    def sent(self, position: int) -> None:
-        pass
-
-    def closed(self, reason: str) -> None:
-        self.ended = True
 
 
 class ScriptedPeer:
@@ -77,31 +51,23 @@ class ScriptedPeer:
         self.heard: list[tuple[str, Frame]] = []
         self.on_frame: Callable[[str, Frame], None] | None = None
         pair.network.alive["bob"] = True
-        self.data = self._dial("d")
-        self.meta = self._dial("m")
-
-    def _dial(self, letter: str) -> _End:
-        network = self.pair.network
-        self.pair.run_until(lambda: "alice" in network.listeners, 30)
-        channel = network.connect("bob")
-        assert channel is not None
-        end = _End(self, channel, letter)
-        command = Command.INITIAL_DATA if letter == "d" else Command.INITIAL_META
-        channel.send(encode_h80(command, Empty()))
-        return end
+        self.data = dial(pair, "d", self.frame)
+        self.meta = dial(pair, "m", self.frame)
 
     # --- talking ------------------------------------------------------------------------------
 
-    def frame(self, end: _End, frame: Frame) -> None:
+    def frame(self, letter: str, frame: Frame) -> None:
+        if self.deaf:
+            return
         if frame.command == Command.CONNECTION_FEATURES:
             for one in (self.data, self.meta):
                 one.reader.switch_to_h100()
         elif frame.command == Command.PING and self.answers_pings:
             self.send(Command.PING_ACK, Empty())
         else:
-            self.heard.append((end.letter, frame))
+            self.heard.append((letter, frame))
         if self.on_frame is not None:
-            self.on_frame(end.letter, frame)
+            self.on_frame(letter, frame)
 
     def send(self, command: Command, packet: Packet, volume: int = 0) -> None:
         self.raw(SPECS[command].socket[0], encode(volume, command, packet))

@@ -178,3 +178,14 @@ def test_the_account_holds_no_copy_to_what_was_given_up_with_it(before):
     assert found == (
         [] if before else [f"sector {s} holds 0, allowed [2] of [0, 1, 2]" for s in sectors]
     )
+
+
+def test_a_flush_answered_on_a_copy_that_was_given_up_meanwhile_promises_nothing_of_it():
+    account = Account()
+    account.submitted(range(2), 1)
+    account.completed("alice", range(2), 1)
+    begun = account.before_flush("alice")
+    assert account.not_given_up("alice", begun) == {0: 1, 1: 1}
+    account.given_up("alice")
+    assert account.not_given_up("alice", begun) == {}
+    assert account.not_given_up("bob", begun) == begun

@@ -7,10 +7,7 @@ range stays locked, nor does either node accuse the other, however a run ends.
 
 from __future__ import annotations
 
-import random
-
 from replicator.errors import ReplicatorError
-from tests.simulation import histories
 from tests.simulation.harsh_histories import ACCUSATIONS
 from tests.simulation.histories import Act, History
 
@@ -34,18 +31,14 @@ WEIGHTS = {
 }
 
 
-def invent(seed: int, steps: int) -> list[Act]:
-    rng = random.Random(f"verify acts {seed}")
-    steps = steps or rng.choice(histories.LENGTHS)
-    chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=steps)
-    return [Act(name, rng.getrandbits(48)) for name in chosen]
-
-
 class VerifyHistory(History):
     """One invented history; run() plays it, heals everything, and checks."""
 
+    weights = WEIGHTS
+    source = "verify acts"
+
     def __init__(self, seed: int, steps: int = 0, acts: list[Act] | None = None) -> None:
-        super().__init__(seed, steps, invent(seed, steps) if acts is None else acts)
+        super().__init__(seed, steps, acts)
         self.pair.net.verify_alg = "crc32c"
         self.kernels = self.rng.random() < 0.4
         """Each node takes the other for a kernel, as far as verifies are concerned."""
@@ -73,10 +66,9 @@ class VerifyHistory(History):
         primary = self._primary()
         if primary is None or not self._together():
             return
-        other = next(node for node in self.nodes if node is not primary)
         try:
             primary.secondary()
-            other.primary()
+            self._other(primary).primary()
         except ReplicatorError:
             pass
 
