@@ -33,10 +33,8 @@ def count(text: str) -> int:
 
 def sectors(text: str) -> int:
     """A position or size: sectors of 512 bytes, or bytes with a unit (4K, 10G). Raises ValueError."""
-    unit = text[-1:].upper()
-    if unit in UNITS:
-        return int(text[:-1]) * UNITS[unit] // 512
-    value = int(text.removesuffix("s"))
+    unit = UNITS.get(text[-1:].upper())
+    value = int(text[:-1]) * unit // 512 if unit else int(text.removesuffix("s"))
     if value < 0:
         raise ValueError(text)
     return value

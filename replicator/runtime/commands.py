@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 LOOK_SECONDS = 2.0
 CHANGE_SECONDS = 50.0
-BESIDE_A_SERIES = ("ping", "status", "bench")
 ROLE_SECONDS = 200.0
 """Role changes may have to wait for a fencing handler (at most handlers.HANDLER_SECONDS)."""
+BESIDE_A_SERIES = ("ping", "status", "bench")
+"""Commands that do not end a measurement that is under way."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,8 @@ def test_a_command_of_drbdadm_that_is_not_here_says_what_to_do_instead() -> None
         ("up r0 -c", "config-file"),
         ("sh-nop r0", "sh-nop takes no resource, found 'r0'"),
         ("up --json r0", "--json"),
+        ("verify --start=-4K r0", "--start"),
+        ("verify --stop=-8s r0", "--stop"),
         ("restore-md r0/0 r0/1 FILE", "one volume"),
         ("help nosuch", "Unknown command 'nosuch'"),
         ("nosuch --help", "Unknown command 'nosuch'"),
