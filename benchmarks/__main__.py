@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 from benchmarks import machine, report, workloads
 from benchmarks.contestants import CONTESTANTS, Served
 from benchmarks.results import Results
-from benchmarks.scenarios import SCENARIOS, Scale
+from benchmarks.scenarios import SCENARIOS, Scale, Scenario
 from benchmarks.stage import BenchError, Stage
 from benchmarks.workloads import WORKLOADS, Result, Workload
 from tests.integration.pair import MIB, PairError
@@ -68,7 +67,7 @@ class Bench:
             if chosen:
                 self._measure(self.options.disk_dir if disk else self.options.dir, chosen)
         for scenario in self.scenarios:
-            self._scenario(scenario.key)
+            self._scenario(scenario)
         self.results.machine["load_after"] = machine.load()
 
     def _leave_out_what_is_not_installed(self) -> None:
@@ -125,8 +124,7 @@ class Bench:
         size = self.size - UNUSED
         return workloads.run(served, workload.options, size, self.options.seconds, stage.directory)
 
-    def _scenario(self, key: str) -> None:
-        scenario = next(one for one in SCENARIOS if one.key == key)
+    def _scenario(self, scenario: Scenario) -> None:
         scale = Scale(
             size=self.options.scenario_size * MIB,
             seconds=self.options.seconds,
@@ -189,8 +187,8 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     began = time.monotonic()
     bench = Bench(options)
-    if os.getloadavg()[0] > 1:
-        say(f"the machine is busy (load {machine.load():g}): trust ratios, not rates")
+    if (load := machine.load()) > 1:
+        say(f"the machine is busy (load {load:g}): trust ratios, not rates")
     try:
         bench.run()
     except KeyboardInterrupt:

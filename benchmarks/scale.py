@@ -20,7 +20,7 @@ from typing import Any
 import nbd
 
 from benchmarks import machine
-from benchmarks.processes import cpu_seconds, resident_mib
+from benchmarks.processes import processor_percent, resident_mib
 from tests.integration.pair import RESOURCE, Node, Pair
 
 GIB = 1 << 30
@@ -52,7 +52,9 @@ def measure_volume(size: int, directory: Path) -> dict[str, float]:
             lambda: bob.wait(cstate="Connected", dstate="UpToDate/UpToDate", timeout=PATIENCE)
         )
         figures["rss_mib"] = max(resident_mib(node.pid()) for node in pair.nodes)
-        figures["idle_percent"] = max(_idle_percent([node.pid() for node in pair.nodes]))
+        figures["idle_percent"] = max(
+            processor_percent([node.pid() for node in pair.nodes], IDLE_SECONDS)
+        )
     return figures
 
 
@@ -70,7 +72,7 @@ def measure_resources(count: int, directory: Path) -> dict[str, float]:
             pair.alice.wait(cstate="Connected", timeout=PATIENCE)
         pids = [node.pid() for pair in pairs for node in pair.nodes]
         memory = [resident_mib(pid) for pid in pids]
-        idle = _idle_percent(pids)
+        idle = processor_percent(pids, IDLE_SECONDS)
         return {
             "resources": count,
             "rss_mib_mean": sum(memory) / len(memory),
@@ -102,15 +104,6 @@ def _scatter(node: Node, size: int) -> None:
         while handle.aio_in_flight():
             handle.poll(-1)
         handle.flush()
-
-
-def _idle_percent(pids: list[int]) -> list[float]:
-    before = [cpu_seconds([pid]) for pid in pids]
-    time.sleep(IDLE_SECONDS)
-    return [
-        100 * (cpu_seconds([pid]) - old) / IDLE_SECONDS
-        for pid, old in zip(pids, before, strict=True)
-    ]
 
 
 def _proportional_mib(pid: int) -> float:

@@ -18,7 +18,7 @@ import nbd
 
 from benchmarks import workloads
 from benchmarks.contestants import FAST_RESYNC, Served, nbd_options
-from benchmarks.processes import cpu_seconds, resident_mib
+from benchmarks.processes import processor_percent, resident_mib
 from benchmarks.stage import BenchError, Stage, wait_until
 from tests.integration.pair import MIB, RESOURCE, Node, Pair
 
@@ -193,10 +193,7 @@ def idle(stage: Stage, scale: Scale) -> Numbers:
         pair.start_synced()
         time.sleep(2)  # the end of the resync is still being written down
         pids = [node.pid() for node in pair.nodes]
-        before = [cpu_seconds([pid]) for pid in pids]
-        time.sleep(scale.idle_seconds)
-        used = max(cpu_seconds([pid]) - was for pid, was in zip(pids, before, strict=True))
-        return {"idle_cpu_percent": 100 * used / scale.idle_seconds}
+        return {"idle_cpu_percent": max(processor_percent(pids, scale.idle_seconds))}
 
 
 # memory
