@@ -57,6 +57,8 @@ class Plan:
     """Whether the kernel's disk can be made to fail (KernelNode.fail_disk)."""
     lines: bool = False
     """Whether the disks begin with lines that say whose block it is and which, instead of noise."""
+    attach: str = "none"
+    """How our node's volumes become devices of this host: see Pair."""
     nbd_listen: bool = False
     """Whether our node serves NBD on TCP, too: Stage.nbd_port."""
     sections: dict[str, str] = field(default_factory=dict)
@@ -78,6 +80,7 @@ class Stage:
         self.pair = Pair(
             sizes=plan.sizes,
             protocol=plan.protocol,
+            attach=plan.attach,
             sections={
                 "net": f"{NET} {plan.net} {plan.own_net}",
                 "disk": f"{plan.disk} {plan.own_disk}",
