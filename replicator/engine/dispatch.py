@@ -75,18 +75,18 @@ def dispatch(resource: Resource, link: Link, command: int, number: int, payload:
 def dispatch_block(resource: Resource, block: Block) -> None:
     """As dispatch, for what FrameReader.next_block() gives: a write of the peer, its acknowledgement
     of one of ours, or data of a resync."""
-    command, number, sector, block_id, _third, flags, data = block
+    command, number, sector, block_id, third, fourth, data = block
     volume = _known_volume(resource, command, number)
     if command == DATA:
         nsectors = len(data) >> 9
         _in_range(volume, command, sector, nsectors)
         _receiver(volume, command).write(
-            volume, Kind.WRITE, sector, nsectors, data, block_id, flags
+            volume, Kind.WRITE, sector, nsectors, data, block_id, fourth
         )
     elif command == Command.RS_DATA_REPLY:
         volume.resync.got_data(sector, data)
     elif block_id == SYNCER_ID:
-        volume.resync_source.got_ack(command, BlockAck(sector, block_id, _third, flags))
+        volume.resync_source.got_ack(command, BlockAck(sector, block_id, third, fourth))
     else:
         resource.replication.acknowledged(volume, command, sector, block_id)
 
