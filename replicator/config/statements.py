@@ -115,7 +115,11 @@ def parse_address(cursor: Cursor) -> Address:
             token, "an IPv4 address", hint="write 'address ipv6 [...]:PORT' for IPv6"
         )
     host = _ipv6_host(cursor) if family == "ipv6" else _ipv4_host(cursor, token)
-    cursor.expect(":")
+    if not cursor.token.is_char(":"):
+        raise cursor.source.expected(
+            cursor.token, "':'", hint="an address has a port, for example 'address 10.0.0.2:7789;'"
+        )
+    cursor.take()
     return Address(family, host, cursor.integer("a port", 1, 65535))
 
 

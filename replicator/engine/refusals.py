@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocol.states import Disk
+from protocol.states import Conn, Disk
 from replicator.engine.states import REFUSALS
 from replicator.errors import NoUsableDataError, ReplicatorError, StateRefused
 
@@ -47,7 +47,9 @@ def refusal(volume: Volume, code: int) -> ReplicatorError:
         RUNS_ALREADY: f"see how far it is: replicator status {name}",
         NO_VERIFY_ALG: "set verify-alg in the net section of both nodes, then on both: "
         f"replicator down {name}; replicator up {name}",
-        NOT_CONNECTED: f"replicator connect {name}; replicator wait-connect {name}",
+        NOT_CONNECTED: f"replicator connect {name}; replicator wait-connect {name}"
+        if state.conn is Conn.StandAlone
+        else f"see what it waits for: replicator status {name}",
     }
     return StateRefused(text, code=code, hint=hints.get(code, ""))
 

@@ -269,6 +269,21 @@ def test_it_is_refused_with_the_code_that_drbd_gives(code: str, spoil: object) -
     assert code in str(caught.value)
 
 
+def test_for_want_of_a_peer_it_is_refused_with_what_helps_in_this_state() -> None:
+    pair = new_pair()
+    hints = []
+    for part in (pair.bob.disconnect, pair.alice.disconnect):
+        part()
+        pair.run(0.2)
+        with pytest.raises(ReplicatorError) as caught:
+            pair.alice.do(lambda done: pair.alice.r.verify(0, None, None, done))
+        hints.append(caught.value.hint)
+    assert hints == [
+        "see what it waits for: replicator status r0",
+        "replicator connect r0; replicator wait-connect r0",
+    ]
+
+
 def test_sectors_outside_the_volume_are_refused() -> None:
     pair = new_pair()
     with pytest.raises(ReplicatorError, match="sectors"):

@@ -212,7 +212,7 @@ MISTAKES = [
     ("resource r0 { flexible-meta-disk /dev/x[1]; }", "1:40", "expected ';'", ""),
     ("resource r0 { on a { address host:77; } }", "1:30", "names are not looked up", ""),
     ("resource r0 { on a { address 10.0.0.256:77; } }", "1:30", "expected an IPv4", ""),
-    ("resource r0 { on a { address 10.0.0.2; } }", "1:38", "expected ':'", ""),
+    ("resource r0 { on a { address 10.0.0.2; } }", "1:38", "expected ':'", "10.0.0.2:7789"),
     ("resource r0 { on a { address 10.0.0.2:0; } }", "1:39", "a port from 1 to 65535", ""),
     ("resource r0 { on a { address 10.0.0.2:65536; } }", "1:39", "a port from 1", ""),
     ("resource r0 { on a { address [::1]:7; } }", "1:30", "an IPv4 address", "ipv6 [...]:PORT"),
