@@ -302,6 +302,11 @@ def test_an_unsolved_policy_leaves_the_choice_to_discard_my_data() -> None:
     check_both(replace(h, peer_discard=True), SOURCE)
 
 
+def test_a_policy_that_decides_comes_before_discard_my_data() -> None:
+    h = shake(SPLIT, after_sb_0pri="discard-least-changes", own_weight=1, peer_weight=2)
+    check_both(replace(h, peer_discard=True), TARGET)
+
+
 # Roles against the direction
 
 
