@@ -150,6 +150,8 @@ class Resync:
         disk = volume.settings.disk
         self.pace = Pace(disk, volume.resource.courtesy)
         self.pace.courtesy.begin(self, disk.c_min_rate, disk.c_plan_ahead)
+        # What the peer wrote before the run is nobody to be polite to.
+        self._mirrored = volume.counters.received - self._received_sectors
         self._ticked()
 
     def state_changed(self, old: StateWord, new: StateWord) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from protocol.states import Conn
+from replicator.engine.pacing import REQUEST_POLITE
+from replicator.engine.pacing import REQUEST_POLITE
 from replicator.engine.settings import DiskSettings
 from replicator.status.proc import proc_text
 from tests.simulation.pair import MIB, Node, Pair
@@ -103,3 +105,18 @@ def test_the_proc_text_ends_with_the_reason() -> None:
     pair.run(2)
     text = proc_text([pair.bob.r.snapshot()])
     assert text.rstrip().endswith("want: 4,096 K/sec (limited by c-max-rate)")
+
+
+def test_writes_before_a_resync_do_not_make_its_requests_small() -> None:
+    pair = Pair(size=24 * MIB, disk=DiskSettings(**AL, c_plan_ahead=0, resync_rate=20 * MIB))
+    pair.fill()
+    pair.up_synced()
+    pair.alice.primary()
+    pair.alice.write(0, bytes(4096))
+    pair.run(60)
+    resync = pair.bob.volume().resync
+    pair.bob.do(lambda done: pair.bob.r.invalidate(0, done))
+    pair.run(0.2)
+    pair.run_until(lambda: resync.outstanding > 0)
+    assert max(block.nsectors << 9 for block in resync._requested.values()) > REQUEST_POLITE
+    pair.settle()
