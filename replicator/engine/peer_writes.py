@@ -123,6 +123,8 @@ class PeerWrites:
         self._flushing = False
         self.epochs: deque[PeerEpoch] = deque([PeerEpoch()])
         self.unacknowledged: dict[Volume, int] = {}
+        self._late: dict[Volume, DiskPort | None] = {}
+        """Of volumes with writes under way when the connection ended: the disk that they are for."""
 
     def use_protocol(self, protocol: str) -> None:
         """Rule 1. Never less strict than before: what waits already has its turn to come."""
@@ -164,8 +166,13 @@ class PeerWrites:
         for epoch in self.epochs:
             epoch.waiting.clear()
         for write in dropped:
+            self.unacknowledged[write.volume] -= 1
             write.volume.tracked_writes.pop(write, None)
             write.volume.keep_superblock()
+        for volume, count in self.unacknowledged.items():
+            if count:
+                self._late[volume] = disk = volume.data_disk
+                volume.late_writes.begin(disk, count)
 
     def when_started(self, action: Callable[[], None]) -> None:
         """Run `action` once every write that has come so far is in line for its range."""
@@ -230,7 +237,8 @@ class PeerWrites:
 
     def _submit(self, write: PeerWrite) -> None:
         disk = write.volume.data_disk
-        if disk is None:
+        if disk is None or (self._late and disk is not self._late[write.volume]):
+            # Without a disk, or late and for one that is another by now.
             self._written(write, EIO)
             return
         write.disk = disk
@@ -269,6 +277,8 @@ class PeerWrites:
         elif write.flags & SEND_WRITE_ACK:
             self._acknowledge(write, WRITE_ACK)
         self.unacknowledged[volume] -= 1
+        if self._late:
+            volume.late_writes.end(self._late[volume])
         self._release_memory(len(write.data))
         write.epoch.active -= 1
         if write.epoch.barrier is not None:

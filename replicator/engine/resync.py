@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from protocol import digests
 from protocol.errors import WireError
 from protocol.packets import (
     SYNCER_ID,
@@ -30,9 +29,9 @@ from protocol.packets import (
 )
 from protocol.states import Conn, Disk, Role, StateWord
 from replicator.engine.block_answers import send_answer
-from replicator.engine.disk_writes import DiskWrites
 from replicator.engine.handler_calls import BEFORE_TARGET, before_resync
 from replicator.engine.pacing import TICK, Pace
+from replicator.engine.resync_digest import ask_by_digest
 from replicator.engine.snapshot import Progress
 from replicator.engine.zeroes import write_thin
 
@@ -101,7 +100,6 @@ class Resync:
         self._unflushed: list[_Block] = []
         self._unflushed_bytes = 0
         self._flushing = False
-        self._disk_writes = DiskWrites()
         self._ready = False
         self._finishing = False
         self.pace = Pace(volume.settings.disk, volume.resource.courtesy)
@@ -254,7 +252,7 @@ class Resync:
         def stable(errno: int) -> None:
             link.resume_data()
             if not errno:
-                self._disk_writes.when_none(data, flush)
+                volume.late_writes.when_none(data, flush)
 
         def flush() -> None:
             if run == self._run:
@@ -341,30 +339,14 @@ class Resync:
         self.pace.asked(block.since, nsectors << 9)
         algorithm = volume.resource.settings.net.csums_alg
         if algorithm and volume.data_disk is not None:
-            volume.data_disk.read(
-                sector << 9, nsectors << 9, partial(self._ask_with_digest, link, block, algorithm)
-            )
+            wanted = partial(self._waits_for, block)
+            ask_by_digest(volume, link, sector, nsectors, algorithm, wanted)
             return
         command = Command.RS_THIN_REQ if link.with_thin_resync else Command.RS_DATA_REQUEST
         link.send_data(block_request(volume.number, command, sector, SYNCER_ID, nsectors << 9))
 
-    def _ask_with_digest(
-        self, link: Link, block: _Block, algorithm: str, errno: int, data: bytes
-    ) -> None:
-        if self._requested.get(block.sector) is not block:
-            return
-        command = Command.RS_DATA_REQUEST if errno else Command.CSUM_RS_REQUEST
-        digest = b"" if errno else digests.digest(algorithm, data)
-        link.send_data(
-            block_request(
-                self._volume.number,
-                command,
-                block.sector,
-                SYNCER_ID,
-                block.nsectors << 9,
-                digest,
-            )
-        )
+    def _waits_for(self, block: _Block) -> bool:
+        return self._requested.get(block.sector) is block
 
     def got_data(self, sector: int, data: bytes) -> None:
         """RS_DATA_REPLY: write it in its turn."""
@@ -436,7 +418,7 @@ class Resync:
 
         def written(errno: int) -> None:
             self._release(block)
-            self._disk_writes.end(disk)
+            volume.late_writes.end(disk)
             if block.run != self._run or volume.state.conn not in TARGET:
                 return
             self._writing -= 1
@@ -453,7 +435,7 @@ class Resync:
             self._flush()
             self._request_more()
 
-        self._disk_writes.begin(disk)
+        volume.late_writes.begin(disk)
         granularity = volume.settings.disk.rs_discard_granularity
         write_thin(disk, block.sector << 9, block.nsectors << 9, data, granularity, written)
 

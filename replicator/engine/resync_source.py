@@ -81,7 +81,11 @@ class ResyncSource:
         uuid = store.uuids.open_sync(volume.resource.random_uuid())
 
         def stable(errno: int) -> None:
-            if not errno and attempt == self._attempt:
+            if not errno:
+                volume.late_writes.when_none(store.data, flush)
+
+        def flush() -> None:
+            if attempt == self._attempt:
                 store.data.flush(flushed)
 
         def flushed(errno: int) -> None:

@@ -24,6 +24,7 @@ from replicator.engine.activity_log import ActivityLog, pages_of_extents
 from replicator.engine.application import Application
 from replicator.engine.attachment import Attachment
 from replicator.engine.counters import Counters
+from replicator.engine.disk_writes import DiskWrites
 from replicator.engine.exchange import Exchange
 from replicator.engine.intervals import IntervalLocks
 from replicator.engine.ports import Disk as DiskPort
@@ -103,6 +104,8 @@ class Volume:
         """The superblock says PRIMARY_IND, and data or bitmap may not be stable yet."""
         self._touched = False
         """Something was written since the settling began."""
+        self.late_writes = DiskWrites()
+        """Of resyncs, and of peers whose connection has ended: a new resync waits for them."""
         self.tracked_writes: dict[PeerWrite, None] = {}
         """Writes under way for a Primary that had no disk when it sent them."""
         self._settling = False

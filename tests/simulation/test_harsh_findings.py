@@ -7,7 +7,7 @@ import pytest
 from protocol.states import Conn, Disk
 from replicator.engine.settings import NetSettings
 from replicator.metadata.layout import geometry
-from tests.simulation.pair import FLEXIBLE, INTERNAL, Pair, differing_blocks
+from tests.simulation.pair import FLEXIBLE, INTERNAL, Pair, create_md, differing_blocks
 
 
 def until_conn(pair, node, conn):
@@ -229,5 +229,59 @@ def test_a_block_found_equal_counts_only_when_a_broken_off_resync_has_written_it
     pair.network.break_all()
     pair.run_until(lambda: pair.bob.is_(conn=Conn.SyncTarget), 30)
     pair.run_until(lambda: pair.alice.volume().bitmap.weight == 0, 60)
+    pair.bob.power_loss()
+    assert bytes(pair.bob.media[0].current[8192:12288]) == b"n" * 4096
+
+
+def late_write_at_bob(pair: Pair, data: bytes, seconds: float) -> None:
+    """alice writes `data` at 8192; bob's disk takes so long that the connection ends meanwhile. Then
+    alice is alone."""
+    bob = pair.bob
+    bob.disks[0].slow = lambda kind, offset, _length: (
+        seconds if kind == "write" and offset == 8192 else 0.0
+    )
+    pair.alice.volume().write(8192, data, False, lambda _errno: None)
+    pair.run_until(lambda: bool(bob.volume().locks.count), 30)
+    bob.disks[0].slow = None
+    pair.network.cut = {"alice", "bob"}
+    pair.network.break_all()
+    pair.run_until(lambda: pair.alice.is_(Conn.WFConnection) and pair.bob.is_(Conn.WFConnection))
+
+
+def test_a_block_is_not_found_equal_before_a_late_write_of_an_earlier_connection() -> None:
+    pair = Pair(net=NetSettings(csums_alg="crc32c"))
+    pair.up_synced()
+    old = bytes(pair.alice.media[0].current[8192:12288])
+    late_write_at_bob(pair, b"n" * 4096, 20.0)
+    pair.alice.write(8192, old)
+    pair.network.cut = set()
+    pair.settle()
+    pair.run(60)
+    assert differing_blocks(pair.alice, pair.bob) == []
+
+
+def test_a_late_write_of_an_earlier_connection_is_stable_before_it_is_found_equal() -> None:
+    pair = Pair(net=NetSettings(csums_alg="crc32c"))
+    pair.up_synced()
+    late_write_at_bob(pair, b"n" * 4096, 5.0)
+    pair.bob.disks[0].slow = lambda kind, _offset, _length: 8.0 if kind == "flush" else 0.0
+    pair.network.cut = set()
+    pair.run_until(lambda: pair.bob.is_(Conn.SyncTarget), 30)
+    pair.run_until(lambda: pair.alice.volume().bitmap.weight == 0, 60)
+    pair.bob.power_loss()
+    assert bytes(pair.bob.media[0].current[8192:12288]) == b"n" * 4096
+
+
+def test_what_a_late_write_left_is_stable_before_it_is_served_to_a_target() -> None:
+    """alice comes back with a new disk, while bob's still has a write of hers under way."""
+    pair = Pair()
+    pair.up_synced()
+    late_write_at_bob(pair, b"n" * 4096, 20.0)
+    pair.alice.power_loss()
+    create_md(pair.alice.media[0])
+    pair.network.cut = set()
+    pair.alice.up()
+    pair.settle()
+    assert pair.alice.data()[8192:12288] == b"n" * 4096
     pair.bob.power_loss()
     assert bytes(pair.bob.media[0].current[8192:12288]) == b"n" * 4096

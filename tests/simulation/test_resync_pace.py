@@ -6,7 +6,6 @@ import pytest
 
 from protocol.states import Conn
 from replicator.engine.pacing import REQUEST_POLITE
-from replicator.engine.pacing import REQUEST_POLITE
 from replicator.engine.settings import DiskSettings
 from replicator.status.proc import proc_text
 from tests.simulation.pair import MIB, Node, Pair
