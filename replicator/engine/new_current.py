@@ -33,8 +33,14 @@ def new_current_uuid(volume: Volume, clear_bitmap: bool, done: AdminDone) -> Non
     if error is not None:
         soon(volume.resource, done, error)
         return
+    store = volume.store
+    assert store is not None
 
     def cleared(errno: int) -> None:
+        if errno:
+            # What is on the disk nobody knows; what was taken for equal is not, without the generation.
+            store.bitmap.set_all()
+            volume.local_io_error("bitmap write", 0, errno, store.data)
         # The disk or the connection may have gone meanwhile, or the peer may have been promoted.
         error = _failed(volume) if errno else _objection(volume, clear_bitmap)
         if error is not None:
@@ -46,8 +52,6 @@ def new_current_uuid(volume: Volume, clear_bitmap: bool, done: AdminDone) -> Non
                 lambda errno: done(_failed(volume) if errno else None), forced=True
             )
 
-    store = volume.store
-    assert store is not None
     if clear_bitmap:
         store.bitmap.clear_all()
         store.bitmaps.write_dirty(cleared)

@@ -295,14 +295,17 @@ class ResyncSource:
         store = volume.store
 
         def stable(errno: int) -> None:
-            if errno or self._link is not link or volume.state.conn not in SOURCE:
-                return
-            if store.bitmap.weight == 0:
-                store.uuids.close_tracking()
-                volume.exchange.peer_uuids = store.uuids.copy()
-            volume.log("info", "resync done")
-            volume.change(conn=Conn.Connected, pdsk=Disk.UpToDate)
-            volume.write_superblock()
-            volume.resource.fencing.lift(after_resync=True)
+            if self._link is link and volume.state.conn in SOURCE:
+                if not errno and store.bitmap.weight == 0:
+                    store.uuids.close_tracking()
+                    volume.exchange.peer_uuids = store.uuids.copy()
+                volume.log("info", "resync done")
+                # Also if this node cannot write it down: the other copy is the good one then.
+                volume.change(conn=Conn.Connected, pdsk=Disk.UpToDate)
+                if not errno:
+                    volume.write_superblock()
+                    volume.resource.fencing.lift(after_resync=True)
+            if errno:
+                volume.local_io_error("bitmap write", 0, errno, store.data)
 
         store.bitmaps.write_dirty(stable)

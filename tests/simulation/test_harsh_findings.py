@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EIO
+
 import pytest
 
 from protocol.states import Conn, Disk
@@ -285,3 +287,21 @@ def test_what_a_late_write_left_is_stable_before_it_is_served_to_a_target() -> N
     assert pair.alice.data()[8192:12288] == b"n" * 4096
     pair.bob.power_loss()
     assert bytes(pair.bob.media[0].current[8192:12288]) == b"n" * 4096
+
+
+def test_a_source_that_cannot_note_the_end_of_a_resync_gives_its_disk_up() -> None:
+    """It stayed SyncSource for ever, of a target that had long been done."""
+    pair = Pair(placement=FLEXIBLE)
+    pair.up_synced()
+    pair.bob.disconnect()
+    pair.alice.write(0, b"n" * 4096)
+    pair.bob.connect()
+    until_conn(pair, pair.alice, Conn.SyncSource)
+    bitmap = geometry(pair.alice.metas[0].size, FLEXIBLE).bm_offset
+    pair.alice.meta_disks[0].fails = lambda kind, offset, _length: (
+        EIO if kind == "write" and offset >= bitmap else 0
+    )
+    pair.run(20)
+    assert pair.alice.is_(Conn.Connected, Disk.Diskless, Disk.UpToDate)
+    assert "bitmap write" in pair.alice.volume().disk_error
+    assert pair.bob.is_(Conn.Connected, Disk.UpToDate)

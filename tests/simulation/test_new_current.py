@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from errno import EIO
+
 import pytest
 
 from protocol.states import Conn, Disk
@@ -120,6 +122,28 @@ def test_alone_with_clear_bitmap_what_was_carried_there_is_not_copied_again() ->
     pair.alice.secondary()
     new_current_uuid(pair.alice)
     assert out_of_sync(pair.alice) == 0
+
+
+def test_when_the_cleared_bitmap_cannot_be_written_nothing_counts_as_equal() -> None:
+    pair = Pair()
+    pair.up_synced()
+    pair.alice.disconnect()
+    pair.alice.write(BLOCK, b"z" * BLOCK)
+    pair.alice.flush()
+    pair.alice.secondary()
+    end = pair.alice.data_size()
+    pair.alice.disks[0].fails = lambda kind, offset, _length: (
+        EIO if kind == "write" and offset >= end else 0
+    )
+    with pytest.raises(NoDiskError, match="given up"):
+        new_current_uuid(pair.alice)
+    pair.run(10)
+    assert pair.alice.is_(disk=Disk.Diskless)
+    pair.alice.disks[0].fails = None
+    pair.alice.do(lambda done: pair.alice.attach(0, done))
+    pair.alice.connect()
+    pair.settle()
+    assert pair.alice.data() == pair.bob.data()
 
 
 def test_while_it_looks_for_its_peer_it_is_refused() -> None:
