@@ -380,6 +380,7 @@ class Exchange:
                 always_asbp=net.always_asbp,
                 own_demotable=volume.users == 0,
                 own_negotiating=volume.state.disk is Disk.Negotiating,
+                peer_negotiating=peer.disk is Disk.Negotiating,
                 resource=resource.settings.name,
             )
         )

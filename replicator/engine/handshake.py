@@ -34,7 +34,8 @@ class Handshake:
     own_crashed, peer_crashed: the crashed-Primary marks. own_discard, peer_discard: the node was
     told connect --discard-my-data. own_disk, peer_disk: the state the disk has or, while it
     negotiates, will have (the caller translates Negotiating). arbiter: this node accepted the
-    second connection. own_demotable: nobody holds the device open, so that the node could become
+    second connection. own_negotiating, peer_negotiating: that disk is being attached; until then a
+    Primary there uses the other copy. own_demotable: nobody holds the device open, so that the node could become
     Secondary for call-pri-lost-after-sb. resource: only for messages.
     """
 
@@ -61,6 +62,7 @@ class Handshake:
     dry_run: bool = False
     own_demotable: bool = False
     own_negotiating: bool = False
+    peer_negotiating: bool = False
     resource: str = "RES"
 
 
@@ -252,11 +254,27 @@ def _conflict_with_state(course: _Course, h: Handshake) -> Verdict | None:
                 f"be used all the same, there: replicator primary --force {res}"
             )
             return _give_up(course, h, advice)
+    if _lets_used_copy_go(course, h):
+        advice = (
+            "that would overwrite the copy that the Primary's applications use now; the disk is not "
+            "attached. If its changes may be lost, on the Primary, when nothing uses the device: "
+            f"replicator secondary {res}; replicator disconnect {res}; replicator attach {res}; "
+            f"replicator connect --discard-my-data {res}"
+        )
+        return _give_up(course, h, advice)
     in_use = h.own_role is Role.Primary and h.own_disk >= Disk.Consistent and not course.demote
     in_use = in_use and not h.own_negotiating
     if course.value < 0 and in_use:
         return _role_contradicts(course, h)
     return None
+
+
+def _lets_used_copy_go(course: _Course, h: Handshake) -> bool:
+    """A Primary without a disk works on the other node's copy. Whatever the disk is that it attaches,
+    that copy is not overwritten under its applications; no policy has said that either."""
+    own = course.value > 0 and h.own_negotiating and h.own_role is Role.Primary
+    peers = course.value < 0 and h.peer_negotiating and h.peer_role is Role.Primary
+    return (own and h.peer_disk is Disk.UpToDate) or (peers and h.own_disk is Disk.UpToDate)
 
 
 def _role_contradicts(course: _Course, h: Handshake) -> Verdict | None:

@@ -349,3 +349,25 @@ def test_every_policy_of_drbd_conf_is_played() -> None:
     words["after-sb-2pri"] |= {"violently-as0p"}
     for option, played in words.items():
         assert played == set(SECTIONS["net"][option].choices), option
+
+
+@pytest.mark.parametrize("policy", ["discard-secondary", "violently-as0p", "disconnect"])
+def test_no_policy_gives_up_the_copy_that_a_primary_without_disk_works_on(policy):
+    """alice's own disk has changed alone, too; she works on bob's copy when it comes back."""
+    pair = up_with(*[policies("discard-younger-primary", policy)] * 2)
+    split(pair, Scene())
+    alice, bob = pair.alice, pair.bob
+    alice.do(lambda done: alice.r.detach(0, False, done))
+    for node in (alice, bob):
+        if node.is_(Conn.StandAlone):
+            node.connect()
+    pair.run_until(lambda: alice.is_(Conn.Connected, Disk.Diskless, Disk.UpToDate))
+    alice.primary()
+    alice.write(2 * BOBS, b"u" * BLOCK)
+    alice.flush()
+    alice.do(lambda done: alice.attach(0, done))
+    pair.run(5)
+    assert alice.is_(Conn.Connected, Disk.Diskless, Disk.UpToDate)
+    assert alice.read(2 * BOBS, BLOCK) == b"u" * BLOCK
+    assert bob.data()[2 * BOBS : 2 * BOBS + BLOCK] == b"u" * BLOCK
+    assert bob.is_(Conn.Connected, Disk.UpToDate)
