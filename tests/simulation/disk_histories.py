@@ -77,6 +77,9 @@ class DiskHistory(History):
     def _may_suspect(self) -> bool:
         return self.split or self.ambiguous
 
+    def _books(self) -> list[Account]:
+        return self.accounts
+
     def _gave_up(self, node: str, volume: int) -> None:
         self.accounts[volume].given_up(node)
 
@@ -168,6 +171,7 @@ class DiskHistory(History):
         def done(error: int) -> None:
             if not error:
                 account.completed(primary.name, sectors, number)
+                self._completed(primary, volume, sectors, number)
                 self._acknowledged(primary, volume, began)
                 self._alone()
 
@@ -201,23 +205,27 @@ class DiskHistory(History):
 
     def _flush(self) -> None:
         primary = self._primary()
-        if primary is None:
-            return
+        if primary is not None:
+            self._ask_flush(primary)
+            self.pair.run(self.rng.choice((0.0, 0.001, 0.01, 0.1)))
+
+    def _ask_flush(self, primary: Node) -> None:
         number = self.rng.randrange(self.volumes)
         account = self.accounts[number]
         promised = account.before_flush(primary.name)
+        completed = self._promise(primary, number, promised)
 
         def done(error: int) -> None:
             if error:
                 account.forget_completions(primary.name)
                 return
+            completed()
             kept = account.not_given_up(primary.name, promised)
             account.flushed(kept, self._promised_by(primary))
             self._flushed(primary, number, kept)
             self._alone()
 
         primary.volume(number).flush(done)
-        self.pair.run(self.rng.choice((0.0, 0.001, 0.01, 0.1)))
 
     def _flushed(self, primary: Node, volume: int, _promised: dict[int, int]) -> None:
         """A flush was answered."""

@@ -14,25 +14,30 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from errno import EIO
+from functools import partial
 
-from protocol.states import Disk, Role
+from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings
 from replicator.errors import ReplicatorError
-from replicator.metadata.layout import sb_offset
-from replicator.metadata.superblock import Flags, Superblock
 from tests.simulation import disk_histories
-from tests.simulation.disk_histories import DiskHistory
 from tests.simulation.histories import SIZE, Account, Act
+from tests.simulation.media_histories import MediaHistory
 from tests.simulation.pair import FLEXIBLE, INTERNAL, MIB, Node, Pair, create_md
 from tests.simulation.strikes import MEETING, PARTING, WRITING, Watch
 
 WEIGHTS = {
     **disk_histories.WEIGHTS,
     "strike": 30,
+    "load": 6,
+    "lose_source": 3,
     "survivor": 8,
     "fall_apart": 8,
     "force": 2,
     "replace_disk": 3,
+    "rot_at_rest": 2,
+    "rot": 3,
+    "restore_backup": 4,
+    "flip_bits": 3,
     "outage": 4,
     "meet_again": 6,
     "burst_cold": 4,
@@ -59,7 +64,7 @@ ACCUSATIONS = (": expected ", "still marked here; connecting anew", "is outstand
 """What a node says of a peer that does not keep to the protocol."""
 
 
-class HarshHistory(DiskHistory):
+class HarshHistory(MediaHistory):
     """One invented history; run() plays it, heals everything, and checks."""
 
     weights = WEIGHTS
@@ -104,8 +109,6 @@ class HarshHistory(DiskHistory):
         was answered, and what it has promised."""
         self.completed: list[dict[int, int]] = []
         """By volume: what the Primary had completed when it died, under eyes of a peer that lives."""
-        self.blank: set[str] = set()
-        """Nodes with new disks that have never been in sync: nobody would declare those good."""
         self.bad_disk: random.Random | None = None
         """Disks that are opened now fail now and then."""
         self.pair.opened = self._opened
@@ -127,10 +130,14 @@ class HarshHistory(DiskHistory):
             self.ambiguous = True
         super()._fail_over()
 
-    def _note_current(self) -> None:
-        super()._note_current()
-        if self._together():
-            self.blank.clear()
+    def _invalidate(self) -> None:
+        if self.protocol == "C" or not self._interrupted:
+            super()._invalidate()
+
+    def _invalidate_remote(self) -> None:
+        """Under A and B what is on its way would be given up with a Primary's copy."""
+        if self.protocol == "C" or not self._interrupted:
+            super()._invalidate_remote()
 
     def _try(self, call: Callable[[], None]) -> None:
         """Whatever is ordered: if it makes a node Primary, that is a moment to look."""
@@ -143,7 +150,10 @@ class HarshHistory(DiskHistory):
     def _promoted(self, node: Node) -> None:
         """What its applications see now must hold all promises, and be of one moment."""
         for number, account in enumerate(self.accounts):
-            if not self.split and node.volume(number).state.disk is Disk.UpToDate:
+            if node.volume(number).state.disk is not Disk.UpToDate:
+                # What it had completed alone on a disk that it has lost is not where it reads now.
+                account.forget_completions(node.name)
+            elif not self.split:
                 self._check_copy(node, number, account)
         for flushes in self.flushes:
             flushes.clear()
@@ -191,11 +201,13 @@ class HarshHistory(DiskHistory):
     ) -> Callable[[int], None]:
         """The end of a request with FUA: as that of a flush, for these sectors."""
         account = self.accounts[volume]
+        promised = {s: account.writes[s].index(number) for s in sectors}
+        completed = self._promise(primary, volume, promised)
 
         def ended(error: int) -> None:
             done(error)
             if not error:
-                promised = {s: account.writes[s].index(number) for s in sectors}
+                completed()
                 kept = account.not_given_up(primary.name, promised)
                 account.flushed(kept, self._promised_by(primary))
                 self._alone()
@@ -264,6 +276,42 @@ class HarshHistory(DiskHistory):
         if self.rng.random() < 0.5:
             self._flush()
         self._alone()
+
+    def _load(self) -> None:
+        """Applications that go on while other things happen: writes with flushes among them, one after
+        the other in the next milliseconds."""
+        primary = self._primary()
+        if primary is None:
+            return
+        rng, process, after = random.Random(self.rng.random()), primary.resource, 0.0
+        apart = rng.choice((0.0001, 0.0005, 0.002))
+
+        def request(call: Callable[[], None]) -> None:
+            if primary.resource is process and primary.r.role is Role.Primary:
+                others, self.rng = self.rng, rng
+                call()
+                self.rng = others
+
+        for _ in range(rng.randint(5, 30)):
+            flush = rng.random() < 0.25
+            call = partial(self._ask_flush, primary) if flush else partial(self._write, primary)
+            after += apart * 2 * rng.random()
+            self.pair.clock.call_later(after, partial(request, call))
+        self.pair.run(after * rng.random())
+        self._alone()
+
+    def _lose_source(self) -> None:
+        """The source of a resync is lost in the middle of it, and somebody makes do with what the
+        target has."""
+        self._part_and_meet()
+        self.watch.until("packet RS_DATA_REPLY", 3.0)
+        for node in self.nodes:
+            if node.is_(Conn.SyncSource):
+                self._alone()
+                self._end_of(node, self.rng.choice((Node.kill, Node.power_loss)))
+                self.pair.run(self.rng.choice((0.01, 1.0)))
+                self._force()
+                return
 
     def _part_and_meet(self) -> None:
         """The nodes differ, and find each other again; who is down is started."""
@@ -373,35 +421,6 @@ class HarshHistory(DiskHistory):
             flushes.clear()
         super()._try(lambda: node.primary(force=True))
 
-    def _replace_disk(self) -> None:
-        """A node that is down gets new disks, full of something else; the other has all data."""
-        down = [n for n in self.nodes if n.resource is None]
-        if len(down) != 1:
-            return
-        node, other = down[0], self._other(down[0])
-        if other.name not in self.current or self._half_overwritten(other):
-            return
-        self._note(f"  {node.name}")
-        self.current.discard(node.name)
-        self.blank.add(node.name)
-        for number in range(self.volumes):
-            garbage = self.rng.randbytes(8) * 512
-            for page in self.rng.sample(range(self.blocks), 40):
-                node.media[number].put(page * 4096, garbage)
-            create_md(node.metas[number], self.pair.placement)
-            self.accounts[number].floor[node.name].clear()
-
-    def _half_overwritten(self, node: Node) -> bool:
-        """Whether a copy of this node, which had all data, is a resync's target meanwhile, by an
-        invalidate perhaps. If its source goes now, no good copy is left, and the nodes are right to
-        refuse."""
-        heads = [
-            Superblock.decode(meta.read(sb_offset(meta.size, self.pair.placement), 4096))
-            for meta in node.metas  # a detached disk shows no state
-        ]
-        states = [volume.state.disk for volume in node.r.volumes.values()]
-        return Disk.Inconsistent in states or any(not h.flags & Flags.CONSISTENT for h in heads)
-
     def _outage(self) -> None:
         """Both nodes lose power at the same moment."""
         for node in self.nodes:
@@ -459,18 +478,6 @@ class HarshHistory(DiskHistory):
                 for disk in node.meta_disks:
                     chance = random.Random(self.rng.random())
                     disk.fails = lambda *_, c=chance: EIO if c.random() < 0.5 else 0
-
-    def _hang_disk(self) -> None:
-        """What is asked of a disk now is answered some time later, all at once."""
-        chosen = self._some_disk()
-        if chosen is None:
-            return
-        node, number = chosen
-        clock = self.pair.clock
-        end = clock.time + self.rng.choice((0.2, 2.0, 15.0))
-        for disk in (node.disks[number], node.meta_disks[number]):
-            if self.rng.random() < 0.7:
-                disk.slow = lambda *_: max(0.0, end - clock.time)
 
     def _start_badly(self) -> None:
         """Start a node whose disks cannot always be read or written."""

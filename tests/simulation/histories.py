@@ -16,6 +16,7 @@ from replicator.engine import split_brain
 from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.errors import ReplicatorError
 from tests.simulation.checkers.guard import Guard
+from tests.simulation.checkers.promises import Promises
 from tests.simulation.medium import Medium
 from tests.simulation.pair import MIB, Node, Pair, differing_blocks
 
@@ -51,10 +52,11 @@ class Account:
 
     def completed(self, node: str, sectors: range, number: int) -> None:
         """A write was acknowledged by the Primary `node`."""
-        completed = self._completed[node]
+        completed, before = self._completed[node], self._given_up[node]
         for sector in sectors:
             index = self.writes[sector].index(number)
-            completed[sector] = max(index, completed.get(sector, 0))
+            if index >= before.get(sector, 0):
+                completed[sector] = max(index, completed.get(sector, 0))
 
     def before_flush(self, node: str) -> dict[int, int]:
         return dict(self._completed[node])
@@ -71,7 +73,11 @@ class Account:
         self._completed[node].clear()
 
     def given_up(self, node: str) -> None:
-        """A split brain was solved against this node: see united()."""
+        """A split brain was solved against this node: see united(). What it has completed and promised
+        is void from here on, not only when both are in sync again: before that it may be promoted
+        again, or the next split brain may come."""
+        self.floor[node].clear()
+        self._completed[node].clear()
         self._given_up[node] = {sector: len(numbers) for sector, numbers in self.writes.items()}
 
     def not_given_up(self, node: str, promised: dict[int, int]) -> dict[int, int]:
@@ -194,6 +200,10 @@ class History:
     def run(self) -> None:
         self._choose_policies()
         self.guard = Guard(self.pair, suspected=self._may_suspect, gave_up=self._gave_up)
+        self.guard.promises = [
+            Promises(self.pair, number, self.protocol, account.writes, self._may_suspect)
+            for number, account in enumerate(self._books())
+        ]
         if self.rng.random() < 0.05:
             self.pair.up_synced()
         else:
@@ -208,6 +218,10 @@ class History:
         self.rng = random.Random(self.seed)
         self.heal()
         self.check()
+
+    def _books(self) -> list[Account]:
+        """The accounts of all volumes."""
+        return [self.account]
 
     def _choose_policies(self) -> None:
         """Some pairs solve a split brain by themselves. With more than one volume the copies that
@@ -235,6 +249,18 @@ class History:
     ) -> None:
         if self.guard is not None:
             self.guard.completed(primary.name, volume, began, flushed=flushed)
+
+    def _completed(self, primary: Node, volume: int, sectors: range, number: int) -> None:
+        if self.guard is not None:
+            self.guard.promises[volume].written(primary, sectors, number)
+
+    def _promise(self, primary: Node, volume: int, promised: dict[int, int]) -> Callable[[], None]:
+        """A flush is asked for that promises this: what has to be called when it is completed."""
+        if self.guard is None:
+            return lambda: None
+        promises = self.guard.promises[volume]
+        before = promises.holders(primary)
+        return lambda: promises.flushed(primary, before, promised, self.number)
 
     def _note(self, words: str) -> None:
         """A line of the trace, among what the nodes log."""
@@ -299,6 +325,7 @@ class History:
         def done(errno: int) -> None:
             if not errno:
                 self.account.completed(primary.name, sectors, number)
+                self._completed(primary, 0, sectors, number)
                 self._acknowledged(primary, 0, began)
                 self._alone()
 
@@ -310,9 +337,11 @@ class History:
         if primary is None:
             return
         promised = self.account.before_flush(primary.name)
+        completed = self._promise(primary, 0, promised)
 
         def done(errno: int) -> None:
             if not errno:
+                completed()
                 both = self._together() and self.protocol == "C"
                 self.account.flushed(promised, {"alice", "bob"} if both else {primary.name})
                 self._alone()

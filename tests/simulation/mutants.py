@@ -58,7 +58,7 @@ def hunt(name: str, limit: int, first: int = 0) -> Found | None:
     blamed, _history = played((kind, seed))
     if blamed:
         raise BrokenMutantError(
-            f"{kind} history of seed {seed} fails without {name}, too: {blamed}"
+            f"{kind} history of seed {seed} fails without {name}, too: {blamed.splitlines()[0]}"
         )
     return Found(count + 1, kind, seed, failure.splitlines()[0])
 

@@ -28,6 +28,7 @@ from replicator.engine import (
     transfer_log,
 )
 from replicator.engine.activity_log import ActivityLog
+from replicator.engine.link import Link
 from replicator.engine.requests import Kind, Part
 from replicator.engine.volume import Volume
 from replicator.metadata import apply_al
@@ -190,9 +191,10 @@ def bitmap_not_merged(put: Put) -> None:
     put(Bitmap, "or_run", lambda self, first, count: 0)
 
 
-@mutant("what a peer acknowledged before its disk failed counts as written there")
+@mutant("what a peer acknowledged before its disk failed counts as stable, here and there")
 def lost_disk_unmarked(put: Put) -> None:
     put(replication.Replication, "peer_disk_lost", lambda self, volume: None)
+    put(peer_writes.PeerWrites, "_fail_if_lost", lambda self, disks: False)
 
 
 @mutant("a write that the peer's disk refused counts as written there")
@@ -450,15 +452,33 @@ def identity_taken_early(put: Put) -> None:
     put(resync.Resync, "start_target", start)
 
 
-@mutant("the resync ends without the fence: acknowledgements may still be on their way")
+@mutant("the resync ends without the fences: acknowledgements may still be on their way")
 def end_not_fenced(put: Put) -> None:
-    def done(self: resync_source.ResyncSource) -> bool:
-        assert self._volume.bitmap is not None
-        self._volume.bitmap.clear_all()
-        self._source_fenced()
-        return True
+    at_end = resync.Resync._at_end
 
+    def unfenced(self: resync.Resync) -> None:
+        with _no_ping():
+            at_end(self)
+
+    target_is_done = resync_source.ResyncSource.target_is_done
+
+    def done(self: resync_source.ResyncSource) -> bool:
+        with _no_ping():
+            return target_is_done(self)
+
+    put(resync.Resync, "_at_end", unfenced)
     put(resync_source.ResyncSource, "target_is_done", done)
+
+
+@contextmanager
+def _no_ping() -> Iterator[None]:
+    """Whoever asks for a ping goes on at once."""
+    ping = Link.ping
+    Link.ping = lambda self, answered: answered()  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Link.ping = ping  # type: ignore[method-assign]
 
 
 def _rules(number: int, value: int | None) -> tuple[generations.Rule, ...]:

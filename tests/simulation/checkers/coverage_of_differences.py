@@ -12,8 +12,10 @@ are, if one of the nodes lost power at this instant, if the other did, if both d
     and activity log say, read as `up` would read them. If it loses power, only what both the stable
     and the present content say, for either may be found.
 
-One node's mark is enough: before blocks are copied both bitmaps are merged, whoever is source. Nothing
-is exempt. A write that one disk has and the other not yet is no exception, since it is under way.
+One node's mark is enough: before blocks are copied both bitmaps are merged, whoever is source. No
+block is exempt but where a history changes a disk behind the engine's back, until the engine has been
+told, or has seen it. A write that one disk has and the other not yet is no exception, since it is under
+way.
 """
 
 from __future__ import annotations
@@ -22,9 +24,13 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
+from protocol.states import Conn, Disk
 from tests.simulation.checkers import observe, on_disk
 from tests.simulation.medium import PAGE, ZERO_PAGE
 from tests.simulation.pair import Node, Pair
+
+GOOD = Disk.UpToDate
+RESYNC = (Conn.SyncSource, Conn.SyncTarget, Conn.PausedSyncS, Conn.PausedSyncT)
 
 
 class Differences:
@@ -35,6 +41,10 @@ class Differences:
         self._number = number
         self.differing = 0
         """Mask of the 4 KiB blocks of the data area whose content differs."""
+        self.hidden = 0
+        """Mask of the blocks that a history has spoilt, unknown to both nodes yet."""
+        self._old: Node | None = None
+        """The node whose copy is an old one: its UUIDs tell, and no mark, until it is in a resync."""
         self._end = -(-pair.alice.data_size(number) // PAGE)
         self._data = (1 << self._end) - 1
         for node in self._nodes:
@@ -52,7 +62,22 @@ class Differences:
             else:
                 self.differing &= ~bit
 
+    def put_back(self, name: str) -> None:
+        """A node that is down has an old copy again, that the other one knows as an ancestor."""
+        self._old = next(node for node in self._nodes if node.name == name)
+
+    def _is_old(self) -> bool:
+        state = observe.state_of(self._old, self._number) if self._old is not None else None
+        if state is None:
+            return self._old is not None
+        equal = (state.conn, state.disk, state.pdsk) == (Conn.Connected, GOOD, GOOD)
+        if equal or (state.conn in RESYNC and state.disk >= Disk.Inconsistent):
+            self._old = None
+        return self._old is not None
+
     def violations(self) -> list[str]:
+        if self._is_old():
+            return []
         media = [node.media[self._number] for node in self._nodes]
         if not self.differing and not any(medium.has_unflushed for medium in media):
             return []
@@ -61,8 +86,8 @@ class Differences:
         for one in alice:
             for other in bob:
                 bare = (self.differing | one.touched | other.touched) & ~(one.marked | other.marked)
-                if bare & self._data:
-                    found.append(self._words(bare & self._data, one.words + other.words))
+                if bare := bare & self._data & ~self.hidden:
+                    found.append(self._words(bare, one.words + other.words))
         return found
 
     def _past(self, node: Node) -> list[_Past]:

@@ -13,6 +13,7 @@ from tests.simulation.checkers.counters import Counters
 from tests.simulation.checkers.coverage_of_differences import Differences
 from tests.simulation.checkers.lineage import MIRRORED, OTHER, Lineage
 from tests.simulation.checkers.observe import Decided
+from tests.simulation.checkers.promises import Promises
 from tests.simulation.checkers.waits import Waits
 from tests.simulation.pair import Pair
 
@@ -45,6 +46,8 @@ class Guard:
         self.looks = 0
         self.differences = [Differences(pair, n) for n in range(len(pair.alice.media))]
         self.lineages = [Lineage(pair, n, suspected) for n in range(len(pair.alice.media))]
+        self.promises: list[Promises] = []
+        """By volume, of a history that numbers its writes."""
         self.counters = Counters(pair)
         self.waits = Waits(pair)
         self.given_up: str | None = None
@@ -60,6 +63,8 @@ class Guard:
             lineage.look()
         if self._verdicts:
             self.report(self._verdicts)
+        for promises in self.promises:
+            self.report(promises.violations)
         if self._left <= 0:
             self._left = self._every
             self.look()

@@ -24,6 +24,7 @@ from tests.simulation.checkers import observe
 from tests.simulation.checkers.observe import Decided
 from tests.simulation.pair import Pair
 
+RESYNC_SOURCE = (Conn.SyncSource, Conn.PausedSyncS)
 RESYNC_TARGET = (Conn.SyncTarget, Conn.PausedSyncT)
 OTHER = {"alice": "bob", "bob": "alice"}
 MIRRORED = {
@@ -51,6 +52,8 @@ class Lineage:
         self._shared: dict[str, set[int]] = {"alice": {0}, "bob": {0}}
         """The eras of a copy when its node was last connected: what a resync target gets of it."""
         self._states: dict[str, StateWord | None] = {"alice": None, "bob": None}
+        self._put_back: set[str] = set()
+        """Nodes with an old copy: one of so long ago that the other has no name for it is refused."""
         self._next = 1
         self._verdicts: dict[str, dict[str, Outcome]] = {}
 
@@ -71,6 +74,7 @@ class Lineage:
         self._forget_if_failed(name, before, now)
         if before is not None and before.conn in RESYNC_TARGET and now.disk is Disk.UpToDate:
             self.eras[name] = set(self._shared[OTHER[name]])
+            self._put_back.discard(name)
         parted = before is not None and before.conn >= Conn.Connected > now.conn
         if parted:
             self._own[name] = None
@@ -96,7 +100,11 @@ class Lineage:
         if state.role is not Role.Primary:
             return []
         found = [name] if state.disk is Disk.UpToDate else []
-        if state.conn >= Conn.Connected and state.pdsk is Disk.UpToDate:
+        theirs = self._states[OTHER[name]]
+        complete = theirs and (theirs.conn, theirs.disk) == (Conn.Connected, Disk.UpToDate)
+        if state.conn in RESYNC_SOURCE and complete:
+            found.append(OTHER[name])  # the end of the resync has not been heard of yet
+        elif state.conn >= Conn.Connected and state.pdsk is Disk.UpToDate:
             found.append(OTHER[name])
         return found
 
@@ -135,6 +143,11 @@ class Lineage:
         elif not flushed:
             self._unpromised.add(own)
 
+    def put_back(self, name: str, eras: set[int]) -> None:
+        """A node that is down has an old copy again, which contains these eras."""
+        self.eras[name], self._shared[name], self._own[name] = set(eras), set(eras), None
+        self._put_back.add(name)
+
     # --- what is judged -----------------------------------------------------------------------
 
     def decided(self, event: Decided) -> list[str]:
@@ -170,7 +183,7 @@ class Lineage:
         own, peer = self._surplus(event.node), self._surplus(OTHER[event.node])
         legal = set()
         claims_split = event.verdict.split_brain or event.verdict.rule == 100
-        if not claims_split or (own and peer) or self._suspected():
+        if not claims_split or (own and peer) or self._suspected() or self._put_back:
             legal.add(Outcome.GIVE_UP)
         known = self._written - self._doubtful
         lost, peers_lost = (bool(known.intersection(eras)) for eras in (own, peer))

@@ -65,7 +65,7 @@ def superblock(raw: bytes, offset: int) -> Superblock:
 
 
 @lru_cache(8192)
-def _transaction(raw: bytes) -> tuple[int, dict[int, int]] | None:
+def transaction(raw: bytes) -> tuple[int, dict[int, int]] | None:
     """(number, extents by slot) of one block of the ring; None if it holds no update."""
     magic, number, checksum, kind, updates, size, start = AL_HEAD.unpack_from(raw)
     if magic != AL_MAGIC or kind != AL_TYPE_UPDATE:
@@ -87,7 +87,7 @@ def _transaction(raw: bytes) -> tuple[int, dict[int, int]] | None:
 @lru_cache(8192)
 def active_blocks(ring: tuple[bytes, ...]) -> int:
     """The blocks, as a mask, of all extents that the activity log names."""
-    found = [t for t in map(_transaction, ring) if t is not None]
+    found = [t for t in map(transaction, ring) if t is not None]
     if not found:
         return 0
     newest = found[0][0]
