@@ -237,7 +237,8 @@ class Application:
     def acknowledged(self, write: Write) -> None:
         """The peer has it, as the protocol in use demands; as progress, for the usual write."""
         write.net = OK
-        if write.local is not OK or write.completed or write.held or write.epoch is None:
+        usual = self.straight and write.local is OK and not write.completed and not write.held
+        if not usual or write.epoch is None:
             self.progress(write)
             return
         write.completed = True
@@ -442,9 +443,11 @@ class Application:
             self._finish(write)
 
     def _is_kept(self, write: Write) -> bool:
-        """Some copy that counts has it: not one on a disk that was given up since."""
-        here = write.local is Part.OK and self.counts
-        return here or write.net is Part.OK
+        """Some copy that counts has it: not one on a disk that was given up since, nor that of a peer
+        which is only being synchronised."""
+        if write.local is Part.OK and self.counts:
+            return True
+        return write.net is Part.OK and self._volume.state.pdsk is Disk.UpToDate
 
     def _complete(self, write: Write) -> None:
         write.completed = True

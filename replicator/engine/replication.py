@@ -268,12 +268,12 @@ class Replication:
 
     def flush_peer(self, volume: Volume, done: Callable[[bool], None]) -> bool:
         """Close the epoch; under C (or without a usable local disk) `done(stable)` when the peer has
-        it all on stable storage. False: nothing to wait for."""
+        it all on stable storage. False: nothing to wait for, as with a copy that does not count."""
         self.close_epoch()
         if self.link is None:
             return False
         alone = volume.state.disk is not Disk.UpToDate
-        if not alone and (self._protocol != "C" or volume.state.pdsk is not Disk.UpToDate):
+        if volume.state.pdsk is not Disk.UpToDate or not (alone or self._protocol == "C"):
             return False
         if self.log.wait_stable(done):
             return True

@@ -7,7 +7,7 @@ from errno import EIO
 import pytest
 
 from protocol.states import Conn, Disk
-from replicator.engine.settings import NetSettings
+from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.metadata.layout import geometry
 from tests.simulation.pair import FLEXIBLE, INTERNAL, Pair, create_md, differing_blocks
 
@@ -305,3 +305,21 @@ def test_a_source_that_cannot_note_the_end_of_a_resync_gives_its_disk_up() -> No
     assert pair.alice.is_(Conn.Connected, Disk.Diskless, Disk.UpToDate)
     assert "bitmap write" in pair.alice.volume().disk_error
     assert pair.bob.is_(Conn.Connected, Disk.UpToDate)
+
+
+def test_what_only_a_sync_target_has_is_neither_acknowledged_nor_flushed() -> None:
+    """The source's disk fails. Attached again it is the good copy once more, without that write."""
+    pair = Pair(disk=DiskSettings(al_extents=67, c_max_rate=64 << 10))
+    pair.up_synced()
+    pair.bob.disconnect()
+    pair.alice.write(0, b"n" * (1 << 20))
+    pair.bob.connect()
+    until_conn(pair, pair.alice, Conn.SyncSource)
+    pair.alice.disks[0].fails = lambda kind, _offset, _length: EIO if kind == "write" else 0
+    answers: list[int] = []
+    pair.alice.volume().write(2 << 20, b"w" * 4096, False, answers.append)
+    pair.run(1)
+    assert pair.alice.is_(Conn.Connected, Disk.Diskless, Disk.Inconsistent)
+    pair.alice.volume().flush(answers.append)
+    pair.run(1)
+    assert answers == [EIO, EIO]
