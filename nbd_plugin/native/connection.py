@@ -1,8 +1,8 @@
 """One NBD client: the asyncio shell around Handshake and Transmission.
 
 Rules:
-1. No Task or Future per request: everything in a received chunk is parsed and given to the volume
-   at once; all replies of one loop iteration leave in one write.
+1. No Task or Future per request: what has been received is parsed and given to the volume in a few
+   portions; all replies of one loop iteration leave in one write.
 2. Bounded: requests in flight by IN_FLIGHT_MAX, unread replies by WRITE_HIGH. Beyond either, nothing
    more is read from the client.
 3. The volume is released exactly once: when the client has gone and the last of its requests has
@@ -73,6 +73,7 @@ class Connection(asyncio.BufferedProtocol):
         self._output: list[bytes] = []
         self._output_long = False
         self._flush_due = False
+        self._serve_due = False
         self._slow_reader = False
         self._ending = False
         self._gone = False
@@ -113,6 +114,9 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The client sends no more; what it has asked for before it still gets, except by TLS, which
         cannot be closed on one side only."""
+        transmission = self._transmission
+        while transmission is not None and transmission.more and self._may_serve():
+            self._serve()
         self._end("")
         return not self._gone and self._securing is None
 
@@ -195,13 +199,23 @@ class Connection(asyncio.BufferedProtocol):
         transmission = self._transmission
         if transmission is None or self._ending or self._gone:
             return
-        if not self._slow_reader:
+        if self._may_serve():
             for request in transmission.take(IN_FLIGHT_MAX - self._in_flight):
                 self._start(request)
             if transmission.ended is not None:
                 self._end(transmission.ended)
                 return
+            if transmission.more and not self._serve_due:
+                self._serve_due = True
+                self._loop.call_soon(self._serve_more)
         self._listen(not (self._slow_reader or transmission.waiting))
+
+    def _may_serve(self) -> bool:
+        return not (self._slow_reader or self._ending or self._gone)
+
+    def _serve_more(self) -> None:
+        self._serve_due = False
+        self._serve()
 
     def _start(self, request: Request) -> None:
         volume = self._volume

@@ -45,6 +45,11 @@ class Inbox:
             self._to_front()
         return self._view[self.end :]
 
+    @property
+    def has_room(self) -> bool:
+        """Whether more can be received before what is here has been parsed, without moving it."""
+        return BUFFER - self.end >= ROOM
+
     def received(self, count: int) -> None:
         """`count` bytes have been put where get_space() said."""
         if self._payload is not None:

@@ -38,6 +38,10 @@ from nbd_plugin.native.wire import (
 REQUEST_COST = 4096
 """What a request costs of the budget in addition to its payload, in bytes."""
 
+AT_ONCE = 16
+"""Requests taken together. What has come beyond that is for the loop's next turn: so the peer and the
+client get their share of a long burst while the rest of it is still being parsed."""
+
 HEADER = REQUEST.size
 
 COST_MAX = REQUEST_COST + MAXIMUM_BLOCK
@@ -90,6 +94,8 @@ class Transmission:
         """"" after DISC, else what the client did wrong."""
         self.waiting = False
         """A request is here that the budget was too small for."""
+        self.more = False
+        """More may be here than was taken together."""
         self._inbox = inbox
         self._size = size
         self._read_only = read_only
@@ -102,14 +108,18 @@ class Transmission:
         self._pending: Request | None = None
 
     def take(self, budget: int) -> list[Request]:
-        """All complete requests whose costs fit into `budget` together, in the order they came."""
+        """Complete requests whose costs fit into `budget` together, in the order they came: AT_ONCE of
+        them, or all if the Inbox has to be emptied."""
         inbox = self._inbox
         requests: list[Request] = []
-        self.waiting = False
+        self.waiting = self.more = False
         if self._pending is not None and not self._finish_payload(requests):
             return requests
         budget -= sum(request.cost for request in requests)
         while self.ended is None:
+            if len(requests) >= AT_ONCE and inbox.has_room:
+                self.more = True
+                break
             if self._skip:
                 self._skip -= inbox.skip(self._skip)
             start = inbox.start

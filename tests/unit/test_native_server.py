@@ -363,6 +363,16 @@ async def test_a_client_that_only_stops_sending_still_gets_its_answers(service: 
 
 
 @on_both_loops
+async def test_a_long_burst_is_answered_to_its_end_and_in_order(service: Service) -> None:
+    client = await service.client()
+    burst = [nbd.write(512 * n, bytes([n]) * 512, cookie=n) for n in range(250)]
+    client.send(b"".join(burst))
+    client.writer.write_eof()
+    assert [reply.cookie for reply in nbd.simple_replies(await client.rest(), {})] == [*range(250)]
+    assert [call[1] for call in service.volume.calls] == [512 * n for n in range(250)]
+
+
+@on_both_loops
 async def test_a_client_that_vanishes_keeps_the_volume_open_until_its_requests_end(
     service: Service,
 ) -> None:
