@@ -46,6 +46,9 @@ INLINE_WRITE_MAX = 64 * 1024
 INLINE_BATCH_MAX = 512 * 1024
 """Bytes of one write, and of all writes between two turns; what is larger goes to a thread."""
 
+AT_ONCE = 256 * 1024
+"""Bytes of a job that is handed over as soon as it is submitted."""
+
 SLOW_SECONDS = 0.005
 """Writes between two turns that have taken so long are continued on a thread, and so are all that
 come within the next REST_SECONDS: the disk, or the page cache, has reasons to be slow."""
@@ -210,14 +213,14 @@ class FileDisk:
                 self.counters.reads_inline += 1
                 self._complete_later(partial(done, 0, data))
                 return
-        self._submit("read", partial(self._do_read, offset, length, done))
+        self._submit("read", partial(self._do_read, offset, length, done), length)
 
     def read_unless_hole(self, offset: int, length: int, done: ReadDone) -> None:
         if problem := self._refusal(offset, length, errno.EIO):
             self._complete_later(partial(done, problem, b""))
             return
         self.counters.reads += 1
-        self._submit("read", partial(self._do_read_unless_hole, offset, length, done))
+        self._submit("read", partial(self._do_read_unless_hole, offset, length, done), length)
 
     def write(self, offset: int, data: Buffer, done: Done) -> None:
         if problem := self._refusal(offset, len(data), errno.ENOSPC):
@@ -230,7 +233,7 @@ class FileDisk:
             self._inline_writes.append((offset, data, done))
             self._inline_bytes += length
         else:
-            self._submit("write", partial(self._do_write, offset, data, done))
+            self._submit("write", partial(self._do_write, offset, data, done), length)
 
     def write_durable(self, offset: int, data: Buffer, done: Done) -> None:
         if problem := self._refusal(offset, len(data), errno.ENOSPC):
@@ -358,18 +361,25 @@ class FileDisk:
             return errno.EINVAL
         return beyond if offset + length > self.size else 0
 
-    def _submit(self, lane: str, job: object) -> None:
+    def _submit(self, lane: str, job: object, size: int = 0) -> None:
+        """size: bytes that the job moves; much of that does not wait for the end of the iteration, so
+        that a thread works on it while the loop goes on receiving."""
         self._batches[lane].append(job)
-        if not self._dispatch_due:
+        if size >= AT_ONCE:
+            self._hand_over(lane)
+        elif not self._dispatch_due:
             self._dispatch_due = True
             self._loop.call_soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._dispatch_due = False
-        for name, batch in self._batches.items():
-            if batch:
-                self._batches[name] = []
-                self._lanes[name].hand_over(batch)
+        for name in self._batches:
+            self._hand_over(name)
+
+    def _hand_over(self, lane: str) -> None:
+        if batch := self._batches[lane]:
+            self._batches[lane] = []
+            self._lanes[lane].hand_over(batch)
 
     def _read_cached(self, offset: int, length: int) -> bytes | None:
         """The data if the page cache has all of it, else None."""
