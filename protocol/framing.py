@@ -53,7 +53,11 @@ WITH_DATA = frozenset({DATA, int(Command.RS_DATA_REPLY)})
 DIRECT = WITH_DATA | {int(Command.WRITE_ACK), int(Command.RECV_ACK)}
 """Commands for next_block()."""
 
-Block = tuple[int, int, int, int, int, int, bytes]
+LARGE = 128 * 1024
+"""Bytes of data that are received where they stay, if the rest of a frame has not come yet. For less it
+is not worth the memory's being cleared first."""
+
+Block = tuple[int, int, int, int, int, int, bytes | bytearray]
 """Command, volume, sector, block id, two numbers (with data: sequence number and flags; acknowledgements:
 size in bytes and sequence number), data. Not a NamedTuple: making one costs as much as the parsing."""
 
@@ -84,6 +88,9 @@ class FrameReader:
         self._later: list[bytes] = []
         self._later_size = 0
         self._need = 0
+        self._large: Block | None = None
+        """A frame whose data is received where it stays; of that, so much is here:"""
+        self._filled = 0
         self._error: WireError | None = None
         self._bounds: dict[int, tuple[int, int]] = {}
         self.socket = socket
@@ -102,7 +109,7 @@ class FrameReader:
     @property
     def buffered(self) -> int:
         """Bytes fed that no frame has been made of yet."""
-        return len(self._chunk) - self._at + self._later_size
+        return len(self._chunk) - self._at + self._later_size + self._filled
 
     def switch_to_h100(self, *, extensions: bool = True) -> None:
         """The features handshake is over: frames not yet taken have the h100 header.
@@ -114,8 +121,24 @@ class FrameReader:
         self._extensions = extensions
         self._rebuild_bounds()
 
+    def space(self) -> memoryview | None:
+        """Where the next bytes of the stream may be received directly, instead of being fed: the rest
+        of a large frame. None: there is no such frame. Tell with filled() how many have come."""
+        if self._large is None or self._filled == len(self._large[6]):
+            return None
+        return memoryview(self._large[6])[self._filled :]
+
+    def filled(self, count: int) -> None:
+        """So many bytes have been put where space() said."""
+        self._filled += count
+
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take in what the socket delivered: any number of bytes, cut anywhere."""
+        if (space := self.space()) is not None:
+            count = min(len(space), len(data))
+            space[:count] = data[:count]
+            self.filled(count)
+            data = data[count:]
         if not isinstance(data, bytes):
             data = bytes(data)
         if self._at == len(self._chunk) and not self._later:
@@ -127,6 +150,8 @@ class FrameReader:
 
     def next_frame(self) -> Frame | None:
         """The next complete frame, None if it has not arrived yet. Raises WireError, every time."""
+        if self._large is not None:
+            return None
         header_size = _H100_SIZE if self._h100 else _H80_SIZE
         at = self._at
         here = len(self._chunk) - at
@@ -157,6 +182,8 @@ class FrameReader:
         """The next frame, if it is one of the few that make up nearly all traffic (DIRECT), is all
         here and is plainly correct: the same as `decode` of next_frame() gives, at a fraction of the
         cost. None: nothing has been taken, ask next_frame()."""
+        if self._large is not None:
+            return self._take_large()
         chunk, at = self._chunk, self._at
         if not self._h100 or len(chunk) - at < _BLOCK_FRAME_SIZE or self._error is not None:
             return None
@@ -172,13 +199,13 @@ class FrameReader:
                 return None
         else:
             size = length - _BLOCK_SIZE
-            if (
-                command not in WITH_DATA
-                or not 0 < size <= MAX_DATA
-                or end - len(chunk) > self._later_size
-            ):
+            if command not in WITH_DATA or not 0 < size <= MAX_DATA:
                 return None
         if size & 511 or size > MAX_TRIM or sector + (size >> 9) > MAX_SECTORS:
+            return None
+        if end - len(chunk) > self._later_size:
+            if size >= LARGE:
+                self._begin_large((command, volume, sector, block_id, third, fourth), size)
             return None
         self._need = 0
         if end <= len(chunk):
@@ -189,6 +216,25 @@ class FrameReader:
         if self._at == len(self._chunk):
             self._all_taken()
         return command, volume, sector, block_id, third, fourth, data
+
+    def _begin_large(self, head: tuple[int, int, int, int, int, int], size: int) -> None:
+        """What is here of a frame's data goes where the rest will be received."""
+        data = bytearray(size)
+        self._large = (*head, data)
+        self._filled = self._need = 0
+        pieces = [self._chunk[self._at + _BLOCK_FRAME_SIZE :], *self._later]
+        self._chunk, self._at = b"", 0
+        self._later.clear()
+        self._later_size = 0
+        for piece in pieces:
+            self.feed(piece)
+
+    def _take_large(self) -> Block | None:
+        block = self._large
+        if block is None or self._filled < len(block[6]):
+            return None
+        self._large, self._filled = None, 0
+        return block
 
     def _take_across(self, start: int, end: int) -> bytes:
         """Bytes [start, end), counted from the chunk's beginning, that end in a later piece: each is

@@ -64,6 +64,11 @@ class _Candidate:
             del self.bytes[:FIRST_PACKET_LENGTH]
             self.owner.first_packet(self, first)
 
+    def space(self) -> None:
+        """Nothing large comes before the handshake."""
+
+    def filled(self, count: int) -> None: ...
+
     def sent(self, position: int) -> None:
         """Nothing of interest is sent before the handshake."""
 

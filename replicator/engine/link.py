@@ -80,6 +80,14 @@ class _Socket:
         self.reader.feed(data)
         self.link.frames(self)
 
+    def space(self) -> memoryview | None:
+        return self.reader.space()
+
+    def filled(self, count: int) -> None:
+        self.last_received = self.link.clock.now()
+        self.reader.filled(count)
+        self.link.frames(self)
+
     def sent(self, position: int) -> None:
         if self is self.link.data:
             self.link.owner.link_sent(self.link, position)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from replicator.engine.activity_log import ActivityLog
     from replicator.engine.intervals import Hold
     from replicator.engine.link import Link
+    from replicator.engine.ports import Buffer
     from replicator.engine.ports import Disk as DiskPort
     from replicator.engine.resource import Resource
     from replicator.engine.volume import Volume
@@ -70,7 +71,7 @@ class PeerWrite:
         kind: Kind,
         sector: int,
         nsectors: int,
-        data: bytes,
+        data: Buffer,
         block_id: int,
         flags: int,
         epoch: PeerEpoch,
@@ -138,7 +139,7 @@ class PeerWrites:
         kind: Kind,
         sector: int,
         nsectors: int,
-        data: bytes,
+        data: Buffer,
         block_id: int,
         flags: int,
     ) -> None:

@@ -62,6 +62,12 @@ class ChannelEvents(Protocol):
 
     def received(self, data: bytes) -> None: ...
 
+    def space(self) -> memoryview | None:
+        """Where the next bytes are to be received, if that is anywhere in particular; then the channel
+        calls filled() with their number, in place of received()."""
+
+    def filled(self, count: int) -> None: ...
+
     def sent(self, position: int) -> None:
         """The first `position` bytes ever queued have been taken by the operating system."""
 

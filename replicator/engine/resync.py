@@ -38,7 +38,7 @@ from replicator.engine.zeroes import write_thin
 if TYPE_CHECKING:
     from replicator.engine.intervals import Hold
     from replicator.engine.link import Link
-    from replicator.engine.ports import Timer
+    from replicator.engine.ports import Buffer, Timer
     from replicator.engine.volume import Volume
 
 REQUEST_BITS = 256
@@ -348,7 +348,7 @@ class Resync:
     def _waits_for(self, block: _Block) -> bool:
         return self._requested.get(block.sector) is block
 
-    def got_data(self, sector: int, data: bytes) -> None:
+    def got_data(self, sector: int, data: Buffer) -> None:
         """RS_DATA_REPLY: write it in its turn."""
         block = self._take(sector, len(data), "RS_DATA_REPLY")
         if block is not None:
@@ -363,7 +363,7 @@ class Resync:
             self.pace.not_transferred(packet.size)
             self._arrived(block, b"")
 
-    def _arrived(self, block: _Block, data: bytes) -> None:
+    def _arrived(self, block: _Block, data: Buffer) -> None:
         """An answer, b"" for zeroes: into the line for its range."""
         self._writing += 1
         self._received.add(block)
@@ -403,7 +403,7 @@ class Resync:
         self._again.append((begin, begin + -(-block.nsectors // SECTORS_PER_BIT)))
         self._volume.resource.clock.call_later(delay, self._request_more)
 
-    def _write(self, block: _Block, data: bytes) -> None:
+    def _write(self, block: _Block, data: Buffer) -> None:
         volume = self._volume
         disk = volume.data_disk
         if disk is None or block.run != self._run:

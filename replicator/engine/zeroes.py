@@ -53,7 +53,7 @@ def may_unmap(offset: int, length: int, granularity: int) -> bool:
 
 
 def write_thin(
-    disk: Disk, offset: int, length: int, data: bytes, granularity: int, done: Done
+    disk: Disk, offset: int, length: int, data: Buffer, granularity: int, done: Done
 ) -> None:
     """Write data as data and zeroes as holes, so that a thin disk stays thin; done(first errno).
 

@@ -27,6 +27,9 @@ LUMP = 256 * 1024
 JOIN_MAX = 16 * 1024
 """Bytes: what is smaller is joined in one buffer, as acknowledgements are; else each keeps its own."""
 
+RECEIVE = 256 * 1024
+"""Bytes received at a time, but for those that have a place to be received in."""
+
 LINGER = 1.0
 """Seconds after close() in which the peer may still take what was sent."""
 
@@ -44,7 +47,7 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class TcpChannel(asyncio.Protocol):
+class TcpChannel(asyncio.BufferedProtocol):
     """One connection. Made by TcpNetwork, which hands it over from within connection_made: the
     receiver sets `events` there and then, because the next call may already be the end."""
 
@@ -57,6 +60,9 @@ class TcpChannel(asyncio.Protocol):
         self._arrow = arrow
         self._transport: asyncio.Transport | None = None
         self._parts: deque[Buffer] = deque()
+        self._received = memoryview(bytearray(RECEIVE))
+        self._in_place = False
+        """What is being received goes where `events` has said."""
         self._handed = 0
         self._reported = 0
         self._flush_due = False
@@ -115,9 +121,18 @@ class TcpChannel(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.name = f"{_spell(own)} {self._arrow} {_spell(peer)}"
 
-    def data_received(self, data: bytes) -> None:
-        if not self._closing:
-            self.events.received(bytes(data))
+    def get_buffer(self, sizehint: int) -> memoryview:
+        space = None if self._closing else self.events.space()
+        self._in_place = space is not None
+        return self._received if space is None else space
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._closing:
+            return
+        if self._in_place:
+            self.events.filled(nbytes)
+        else:
+            self.events.received(self._received[:nbytes].tobytes())
 
     def eof_received(self) -> bool:
         return False

@@ -24,6 +24,9 @@ class RawSocket:
         self._heard = heard
         channel.events = self
 
+    def space(self) -> memoryview | None:
+        return None
+
     def received(self, data: bytes) -> None:
         self.reader.feed(data)
         while (frame := self.reader.next_frame()) is not None:

@@ -280,6 +280,11 @@ class Channel:
             if data is None:
                 self.open = False
                 self.events.closed("end of stream")
+            elif space := self.events.space():
+                space[: len(data)] = data[: len(space)]
+                if len(data) > len(space):
+                    self._arrived.insert(0, data[len(space) :])
+                self.events.filled(min(len(data), len(space)))
             else:
                 self.events.received(data)
 

@@ -64,6 +64,9 @@ class Mouth:
         self.ended = False
         channel.events = self
 
+    def space(self) -> memoryview | None:
+        return None
+
     def received(self, data: bytes) -> None:
         self.heard += data
 

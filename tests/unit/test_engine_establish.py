@@ -35,6 +35,9 @@ class Ear:
         self.channel = channel
         channel.events = self
 
+    def space(self) -> memoryview | None:
+        return None
+
     def received(self, data: bytes) -> None:
         self.session.heard.setdefault(id(self.channel), bytearray()).extend(data)
         if data == b"ping":
@@ -238,6 +241,9 @@ class First:
         self.early = bytearray()
         channel.events = self
 
+    def space(self) -> memoryview | None:
+        return None
+
     def received(self, data: bytes) -> None:
         self.early += data
         if not self.named and len(self.early) >= 8:
@@ -393,6 +399,9 @@ def stranger(net: Net) -> world.Channel:
 class Gone:
     def __init__(self) -> None:
         self.reason = ""
+
+    def space(self) -> memoryview | None:
+        return None
 
     def received(self, data: bytes) -> None:
         raise AssertionError(f"a stranger was told {data!r}")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from protocol.errors import WireError
-from protocol.framing import DIRECT, WITH_DATA, FrameReader
+from protocol.framing import DIRECT, LARGE, WITH_DATA, FrameReader
 from protocol.packets import Command, block_ack, data_header, decode
 from replicator.engine.application import Application
 from replicator.engine.settings import DiskSettings, NetSettings
@@ -181,6 +181,39 @@ def test_a_block_is_what_the_general_reader_and_decoder_make_of_it(
     for end in (len(stream), max(0, len(stream) - 1 - position)):
         part = bytes(stream[:end])
         assert told_directly(established(part, socket)) == told_generally(established(part, socket))
+
+
+LARGE_BLOCKS = [
+    bytes([n]) * size for n, size in enumerate([LARGE, 512, 3 * LARGE, LARGE - 512, 4096, 1 << 20])
+]
+
+
+@given(st.lists(st.tuples(st.integers(1, 2 * LARGE), st.booleans()), min_size=1, max_size=40))
+def test_large_data_is_the_same_whether_it_is_fed_or_received_in_place(
+    pieces: list[tuple[int, bool]],
+) -> None:
+    stream = b"".join(
+        data_header(0, Command.RS_DATA_REPLY, 8 * n, n, n, 0, b"", len(data)) + data
+        for n, data in enumerate(LARGE_BLOCKS)
+    )
+    reader = established(b"", "d")
+    found: list[Any] = []
+    at = number = 0
+    while at < len(stream):
+        size, in_place = pieces[number % len(pieces)]
+        number += 1
+        space = reader.space() if in_place else None
+        piece = stream[at : at + (size if space is None else min(size, len(space)))]
+        if space is None:
+            reader.feed(piece)
+        else:
+            space[: len(piece)] = piece
+            reader.filled(len(piece))
+        at += len(piece)
+        found += told_directly(reader)
+        assert sum(len(packet[-1]) + 40 for _, _, packet in found) + reader.buffered <= at
+    assert [bytes(packet[-1]) for _command, _volume, packet in found] == LARGE_BLOCKS
+    assert reader.buffered == 0 and reader.space() is None
 
 
 @given(st.lists(st.integers(1, 9000), min_size=1, max_size=40), st.integers(1, 4))

@@ -26,6 +26,15 @@ class Events:
         self.positions: list[int] = []
         self.reason: str | None = None
         self.sizes: list[int] = []
+        self.place = memoryview(b"")
+        """Room that bytes are received in, as far as there is any."""
+
+    def space(self) -> memoryview | None:
+        return self.place if self.place else None
+
+    def filled(self, count: int) -> None:
+        self.data += self.place[:count]
+        self.place = self.place[count:]
 
     def received(self, data: bytes) -> None:
         self.sizes.append(len(data))
@@ -126,6 +135,21 @@ def test_bytes_arrive_both_ways_whole_and_in_order(run: Run, host: str) -> None:
         assert at_a.positions == sorted(set(at_a.positions))
         assert dialled.unsent == 0
         dialled.close()
+
+    run(main)
+
+
+def test_bytes_are_received_where_their_owner_has_room_for_them(run: Run) -> None:
+    async def main() -> None:
+        a, b = await connected()
+        place, sent = bytearray(300_000), os.urandom(400_000)
+        b.accepted[0][1].place = memoryview(place)
+        a.dialled[0][0].send(sent)
+        await until(lambda: len(b.accepted[0][1].data) == len(sent))
+        assert bytes(place) == sent[: len(place)]
+        assert sum(b.accepted[0][1].sizes) == len(sent) - len(place)
+        assert bytes(b.accepted[0][1].data) == sent
+        a.dialled[0][0].close()
 
     run(main)
 
