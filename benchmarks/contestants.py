@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.stage import BenchError, Stage, answers_on_port, wait_until
 from tests.integration.pair import Pair
 
-FAST_RESYNC = {"disk": "c-plan-ahead 0; resync-rate 1G;"}
+FAST_RESYNC = {"disk": "c-plan-ahead 0; resync-rate 4G;"}
 MIRROR_SECONDS = 60.0
 Fio = tuple[str, ...]
 """fio's options that choose the volume."""
