@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from enum import Enum
 from errno import EINVAL, EIO, EROFS
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -34,6 +35,13 @@ OK, PENDING, FAILED = Part.OK, Part.PENDING, Part.FAILED
 TARGET = frozenset({Conn.SyncTarget, Conn.PausedSyncT})
 HOLDING = frozenset({Conn.WFBitMapT, Conn.WFSyncUUID})
 """Connection states in which new application I/O waits (generations: 6.3)."""
+
+
+class Ask(Enum):
+    """What asks for stable storage."""
+
+    FLUSH = 1
+    FUA = 2
 
 
 class _Waiting(NamedTuple):
@@ -60,9 +68,12 @@ class Application:
         self._unshared: dict[Write, None] = {}
         """Writes on their way to the local disk that the peer neither gets nor has been told of, in
         the order in which it would be."""
-        self._lost = False
-        """A write that was completed is on no stable storage and cannot be put there any more: the
-        next flush has to say so."""
+        self._losses = 0
+        """How often a completed write was found to be on no stable storage, with no way to put it there
+        any more. Every flush and every write with FUA that is asked for before one of its kind has
+        told of it fails: whoever flushes need not be the one who wrote with FUA."""
+        self._told = {Ask.FLUSH: 0, Ask.FUA: 0}
+        """Of these losses."""
         self._frozen: deque[_Waiting] = deque()
         """Requests that the present state does not let go on, and those that came after them."""
         self._thawing = False
@@ -128,7 +139,17 @@ class Application:
     def flush(self, done: Done) -> None:
         """Everything completed before is stable: here, and under protocol C at the peer; done(errno)."""
         self.pending += 1
-        self._flush(self._answer(done))
+        self._flush(self._telling(Ask.FLUSH, self._answer(done)))
+
+    def _telling(self, ask: Ask, answer: Done) -> Done:
+        """The answer to this, which also tells of losses that were not told when it was asked for."""
+        told = self._told[ask]
+
+        def ended(errno: int) -> None:
+            self._told[ask] = self._losses
+            answer(errno or (EIO if self._losses > told else 0))
+
+        return ended
 
     def read(self, offset: int, length: int, done: ReadDone) -> None:
         """Read bytes; done(errno, data). Served by the peer where the local copy is not usable."""
@@ -326,7 +347,7 @@ class Application:
             if errno:
                 answer(errno)
             else:
-                self._flush(answer)
+                self._flush(self._telling(Ask.FUA, answer))
 
         return written
 
@@ -430,7 +451,7 @@ class Application:
                 self._unshared[write] = None
             return
         if write.completed and not self._is_kept(write):
-            self._lost = True
+            self._losses += 1
         if not write.completed and not write.held and write.net is not Part.PENDING:
             if write.net is not Part.OK and self._holding:
                 write.held = True
@@ -521,16 +542,11 @@ class Application:
             # The local disk failed under it. What counts now is that the peer has it all.
             self._flush(answer)
         elif not self._holding:
-            answer(self.with_lost(result))
+            answer(result)
         elif self._may_retry and not good and self._volume.state.suspended:
             self.hold(partial(self._flush, answer), answer)
         else:
-            self.hold(lambda: answer(self.with_lost(result)), answer)
-
-    def with_lost(self, result: int) -> int:
-        """The result of a flush, which also tells of what was lost since the last one."""
-        lost, self._lost = self._lost, False
-        return result or (EIO if lost else 0)
+            self.hold(lambda: answer(result), answer)
 
     # --- reads --------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ class FlushOutcome:
         self._disk = disk
         self._counted = application.counts
         """The local copy was a good one when the flush began. If it is given up meanwhile, the peer
-        has all of it (see admin.detach), or what is lost is told (with_lost)."""
+        has all of it (see admin.detach), or what is lost is told."""
         self._local: int | None = None
         self._remote_ok = False
         self.remote_pending = False
@@ -55,7 +55,7 @@ class FlushOutcome:
             return
         here = not self._local and self._counted
         if self._remote_ok:
-            self._answer(self._application.with_lost(0))
+            self._answer(0)
         else:
             result = 0 if here else self._local or EIO
             self._application.answer_flush(self._answer, here, result)

@@ -151,6 +151,41 @@ def test_a_flush_does_not_claim_what_was_lost_with_the_peers_power():
     pair.alice.flush()
 
 
+def test_a_loss_is_told_to_all_flushes_that_are_under_way():
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.alice.write(0, b"x" * 4096)
+    pair.bob.power_loss()
+    pair.run(15)
+    pair.bob.up()
+    pair.run_until(lambda: pair.alice.is_(Conn.Connected))
+    answers: list[int] = []
+    for _ in range(3):
+        pair.alice.volume().flush(answers.append)
+    pair.run(5)
+    assert answers == [errno.EIO] * 3
+    pair.alice.flush()
+
+
+def test_a_loss_that_only_a_write_with_fua_was_told_of_is_told_to_the_next_flush_too():
+    """Whoever flushes need not be the one who wrote with FUA."""
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.alice)
+    pair.alice.write(0, b"x" * 4096)
+    pair.bob.power_loss()
+    pair.run(15)
+    pair.bob.up()
+    pair.run_until(lambda: pair.alice.is_(Conn.Connected))
+    with pytest.raises(OSError):
+        pair.alice.write(4096, b"y" * 4096, fua=True)
+    pair.alice.write(4096, b"y" * 4096, fua=True)
+    with pytest.raises(OSError):
+        pair.alice.flush()
+    pair.alice.flush()
+
+
 def test_a_flush_does_not_claim_a_write_that_failed_here_and_was_lost_there():
     pair = Pair(disk=DiskSettings(al_extents=67, c_max_rate=0, on_io_error="pass_on"))
     pair.up_synced()
