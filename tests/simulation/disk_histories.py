@@ -178,6 +178,7 @@ class DiskHistory(History):
         return done
 
     def _fail_over(self) -> None:
+        self._alone()
         if self.pair.network.cut:
             self.ambiguous = True  # the Primary may not have seen yet that it is alone
         super()._fail_over()
@@ -387,10 +388,7 @@ class DiskHistory(History):
                         self._try(node.secondary)
                     self._attach_all(node)
             self._connect()
-            for node in self.nodes:
-                for number, volume in node.r.volumes.items():
-                    if volume.state.user_isp:
-                        self._try(lambda n=node, v=number: n.do(lambda d: n.r.resume_sync(v, d)))
+            self._resume_all()
             self.pair.run(20)
             for node in self.nodes:
                 self._attach_all(node)
@@ -407,6 +405,12 @@ class DiskHistory(History):
                 node.flush()
             self.pair.run(30)
 
+    def _resume_all(self) -> None:
+        for node in self.nodes:
+            for number, volume in node.r.volumes.items():
+                if volume.state.user_isp:
+                    self._try(lambda n=node, v=number: n.do(lambda d: n.r.resume_sync(v, d)))
+
     def _copy_marked(self) -> None:
         """Marks without a reason to synchronise, of an order that a crash has undone: a person has
         to say what is to be copied."""
@@ -414,6 +418,7 @@ class DiskHistory(History):
             marked = [n for n in self.nodes if (b := n.volume(number).bitmap) and b.weight]
             if self._together() and marked:
                 self._note(f"  {number} is copied because of marks")
+                self._resume_all()
                 self._try(
                     lambda n=number: self.pair.bob.do(lambda d: self.pair.bob.r.invalidate(n, d))
                 )

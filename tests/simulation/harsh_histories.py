@@ -97,6 +97,7 @@ class HarshHistory(MediaHistory):
         )
         self.pair.disk_delay = rng.choice((0.0001, 0.0005, 0.004))
         self.pair.network.base_latency = rng.choice((0.0001, 0.0004, 0.003))
+        self.pair.network.slowness = rng.choice(((1.0, 1.0), (1.0, 1.0), (1.0, 8.0), (8.0, 1.0)))
         self.blocks = self.pair.alice.data_size() >> 12
         hot = rng.randrange(self.blocks - 4)
         self.hot = [hot, hot, hot + 1, hot + 2, *(rng.randrange(self.blocks) for _ in range(4))]
@@ -252,7 +253,7 @@ class HarshHistory(MediaHistory):
         moment = rng.choice(kind)
         if rng.random() < 0.8:
             if kind is WRITING:
-                self._work()
+                rng.choice((self._work, self._load))()
             elif kind is PARTING:
                 self._work()
                 rng.choice((self._break_connections, self._disconnect, self._kill))()

@@ -213,17 +213,18 @@ class MediaHistory(DiskHistory):
         return known and bool(old.flags & Flags.CONSISTENT)
 
     def _make_anew(self) -> None:
-        super()._make_anew()
-        if self._stand_alone() and "unrelated data" in self.pair.alice.r.last_error:
-            for node in self.nodes:
-                if node.name in self.restored:
-                    self._note(f"  {node.name}'s backup is too old: made anew")
-                    node.kill()
-                    for account in self.accounts:
-                        account.given_up(node.name)  # also what it was used for since
-                    for meta in node.metas:
-                        create_md(meta, self.pair.placement)
-                    node.up()
+        refused = self._stand_alone() and "unrelated data" in self.pair.alice.r.last_error
+        old = [node for node in self.nodes if refused and node.name in self.restored]
+        for node in old:
+            self._note(f"  {node.name}'s backup is too old: made anew")
+            node.kill()
+            for account in self.accounts:
+                account.given_up(node.name)  # also what it was used for since
+            for meta in node.metas:
+                create_md(meta, self.pair.placement)
+            node.up()
+        if not old:
+            super()._make_anew()
 
     # --- metadata -----------------------------------------------------------------------------
 

@@ -42,8 +42,11 @@ class Clock:
         return self.time
 
     def call_later(self, seconds: float, action: Callable[[], None]) -> Timer:
+        return self.call_at(self.time + max(0.0, seconds), action)
+
+    def call_at(self, when: float, action: Callable[[], None]) -> Timer:
         timer = Timer(action)
-        heapq.heappush(self._queue, (self.time + max(0.0, seconds), next(self._order), timer))
+        heapq.heappush(self._queue, (when, next(self._order), timer))
         return timer
 
     def call_soon(self, action: Callable[[], None]) -> Timer:
@@ -232,6 +235,8 @@ class Channel:
         self.open = True
         self.lossy = False
         """What leaves this end gets lost, while the other connection works."""
+        self.slowness = 1.0
+        """How much longer than usual what leaves this end is under way."""
         self.stuck = False
         """The other side's windows are full: nothing that is queued leaves."""
         self._reading = True
@@ -266,9 +271,9 @@ class Channel:
         clock, network = self.network.clock, self.network
         if network.tap is not None:
             network.tap(self.name, data)
-        when = max(clock.time + network.latency(), self._arrives_after)
+        when = max(clock.time + self.slowness * network.latency(), self._arrives_after)
         self._arrives_after = when
-        clock.call_later(when - clock.time, lambda: network.deliver(self.owner, other, data))
+        clock.call_at(when, lambda: network.deliver(self.owner, other, data))
 
     def arrive(self, data: bytes | None) -> None:
         self._arrived.append(data)
@@ -328,6 +333,8 @@ class Network:
         self._dialled = 0
         """Connections ever made; each is named by its number."""
         self.base_latency = 0.0002
+        self.slowness = (1.0, 1.0)
+        """Of every other connection: so the two sockets of a pair of nodes need not be equally fast."""
         self.tap: Callable[[str, bytes | None], None] | None = None
         """Told what leaves a channel, by its name; None for its end."""
 
@@ -363,6 +370,7 @@ class Network:
         near = Channel(self, node, f"{node}->{peer}#{number}")
         far = Channel(self, peer, f"{peer}<-{node}#{number}")
         near.other, far.other = far, near
+        near.slowness = far.slowness = self.slowness[number % 2]
         self.channels += [near, far]
         self.clock.call_later(self.latency(), lambda: self._accept(peer, far))
         return near
