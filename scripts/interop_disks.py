@@ -124,7 +124,7 @@ def disk_swap_bits(stage: Stage) -> None:
 @scenario(
     "disk-swap-mid-sync",
     "both die in the middle of a full sync, and go on with each other's disk",
-    Plan(disk="c-plan-ahead 0; resync-rate 2M;"),
+    Plan(disk="c-plan-ahead 0; resync-rate 1M;"),
     300,
 )
 def disk_swap_mid_sync(stage: Stage) -> None:

@@ -73,6 +73,8 @@ KERNEL_FLAGS = 15
 CRASHED, SKIP_SYNC = 2, 8
 UNHEARD = 0x1234567890ABCDE0
 """Names a generation that no packet of the recording speaks of."""
+GIVEN_UP = b"given up".ljust(BLOCK)
+"""What a block held that was overwritten by the peer's before anybody had seen it."""
 EXPECT_SECONDS = 20.0
 """Virtual time within which the engine has to send what the kernel sent."""
 QUIET = {Command.PING, Command.PING_ACK, Command.UNPLUG_REMOTE}
@@ -261,15 +263,15 @@ class Replayed:
             if blocks is not None:
                 peers = recording.marked_blocks(later, self.peer, number) or []
                 blocks = sorted(blocks, key=set(peers).__contains__)[:count]
-                sent = recording.sent_blocks(later, self.node, number)
-                return [
-                    (block, sent.get(block) or self._as_peer(number, block)) for block in blocks
-                ]
+                own = recording.sent_blocks(later, self.node, number)
+                got = recording.sent_blocks(later, self.peer, number)
+                images = {block: self._as_peer(number, block) for block in blocks}
+                images |= dict.fromkeys(got, GIVEN_UP) | own
+                return [(block, images[block]) for block in blocks]
         return []
 
     def _as_peer(self, number: int, block: int) -> bytes:
-        """A block that was marked but not sent: a checksum had shown that the peer has the same; or
-        it was a target's, which nobody has seen."""
+        """A block that was marked but never sent: a checksum had shown that the peer has the same."""
         return bytes(self.images[number][block * BLOCK : (block + 1) * BLOCK])
 
     # --- what the kernel says -----------------------------------------------------------------
