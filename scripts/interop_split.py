@@ -16,7 +16,7 @@ from interop_stage import Plan, Stage
 BLOCK = 4096
 OWN_FIRST, KERNEL_FIRST = 100, 101
 """The first block that each writes."""
-OURS, KERNELS, NOBODY = "replicator", "kernel", "nobody"
+OURS, KERNELS, NOBODY, EITHER = "replicator", "kernel", "nobody", "either"
 BOTH = (OURS, KERNELS)
 
 
@@ -87,32 +87,40 @@ def verdicts(stage: Stage) -> tuple[list[str], list[str]]:
     return own, kernel
 
 
-def healed(stage: Stage, split: Split, victim: str, policy: str) -> None:
-    """They meet, both find the same victim, and it gets the survivor's bytes."""
+def healed(
+    stage: Stage,
+    split: Split,
+    victim: str,
+    policy: str,
+    *,
+    discarding: bool = False,
+    demoted: str = NOBODY,
+) -> None:
+    """They meet, both find the same victim, and it gets the survivor's bytes. victim: EITHER if
+    the connection decides. discarding: we connect with --discard-my-data. demoted: a Primary that
+    loses its role in that."""
     held = part(stage, split)
     before = verdicts(stage)
-    survivor = other(victim)
-    stage.own.connect()
+    stage.own.connect(discard_my_data=discarding)
     stage.synced()
-    stage.models[0] = held[survivor]
-    own, kernel = (new[len(old) :] for new, old in zip(verdicts(stage), before, strict=True))
+    said, kernel_said = (new[len(old) :] for new, old in zip(verdicts(stage), before, strict=True))
+    if victim == EITHER:
+        victim = OURS if any("handshake: target: " in line for line in said) else KERNELS
+    stage.models[0] = held[other(victim)]
     outcome = "target" if victim == OURS else "source"
     stage.check(
-        any(f"handshake: {outcome}: " in line and f"solved by {policy}" in line for line in own),
+        any(f"handshake: {outcome}: " in line and f"solved by {policy}" in line for line in said),
         f"we say {outcome}, solved by {policy}",
     )
     words = f"automatically solved. Sync from {'peer' if victim == KERNELS else 'this'} node"
-    stage.check(any(words in line for line in kernel), f"the kernel says {words!r}")
+    stage.check(any(words in line for line in kernel_said), f"the kernel says {words!r}")
     stage.compare()
     stage.same_generations(f"after {victim} was overwritten")
-    keep_roles(stage, split)
-    for name in split.primaries:
+    primaries = [name for name in split.primaries if name != demoted]
+    own, kernel = ("Primary" if name in primaries else "Secondary" for name in BOTH)
+    stage.roles(own, kernel)
+    for name in primaries:
         demote(stage, name)
-
-
-def keep_roles(stage: Stage, split: Split) -> None:
-    roles = ["Primary" if name in split.primaries else "Secondary" for name in BOTH]
-    stage.roles(roles[0], roles[1])
 
 
 def unsolved(
@@ -174,7 +182,7 @@ def asb_zero_changes(stage: Stage) -> None:
 
 @scenario(
     "asb-least-changes",
-    "split brain, discard-least-changes: who changed less loses, on either side",
+    "split brain, discard-least-changes: who changed less loses, on either side, whoever would discard",
     Plan(net="after-sb-0pri discard-least-changes;"),
     seconds=300,
 )
@@ -183,6 +191,21 @@ def asb_least_changes(stage: Stage) -> None:
     in_sync(stage)
     healed(stage, Split(own=9, kernel=4), KERNELS, policy)
     healed(stage, Split(own=4, kernel=9), OURS, policy)
+    healed(stage, Split(own=5, kernel=2), KERNELS, policy, discarding=True)
+
+
+@scenario(
+    "asb-tie",
+    "split brain with equal changes: which connection came from whom decides, and both know",
+    Plan(net="after-sb-0pri discard-least-changes;"),
+    seconds=300,
+)
+def asb_tie(stage: Stage) -> None:
+    policy = "after-sb-0pri discard-least-changes"
+    in_sync(stage)
+    for number in (1, 2, 3, 4):
+        healed(stage, Split(own=number, kernel=number), EITHER, policy)
+    healed(stage, Split(own=0, kernel=0), EITHER, policy)
 
 
 @scenario(
@@ -239,6 +262,22 @@ def asb_discard_secondary(stage: Stage) -> None:
     healed(stage, Split(own=3, kernel=7, primaries=(OURS,)), KERNELS, policy)
     unsolved(stage, Split(own=3, kernel=7), KERNELS)
     unsolved(stage, Split(own=3, kernel=7, primaries=BOTH), OURS)
+
+
+@scenario(
+    "asb-call-pri-lost",
+    "split brain with one Primary, call-pri-lost-after-sb: it steps down if it has to lose",
+    Plan(net="after-sb-0pri discard-least-changes; after-sb-1pri call-pri-lost-after-sb;"),
+    seconds=300,
+)
+def asb_call_pri_lost(stage: Stage) -> None:
+    policy = "after-sb-1pri call-pri-lost-after-sb"
+    in_sync(stage)
+    healed(stage, Split(own=3, kernel=7, primaries=(KERNELS,)), OURS, policy)
+    losing = Split(own=3, kernel=7, primaries=(OURS,))
+    healed(stage, losing, OURS, policy, demoted=OURS)
+    losing = Split(own=7, kernel=3, primaries=(KERNELS,))
+    healed(stage, losing, KERNELS, policy, demoted=KERNELS)
 
 
 AS_0PRI = "after-sb-0pri discard-least-changes; after-sb-1pri violently-as0p;"
