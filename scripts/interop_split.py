@@ -266,7 +266,7 @@ def asb_discard_secondary(stage: Stage) -> None:
 
 @scenario(
     "asb-call-pri-lost",
-    "split brain with one Primary, call-pri-lost-after-sb: it steps down if it has to lose",
+    "split brain with one Primary, call-pri-lost-after-sb: we step down to lose, the kernel does not",
     Plan(net="after-sb-0pri discard-least-changes; after-sb-1pri call-pri-lost-after-sb;"),
     seconds=300,
 )
@@ -276,8 +276,8 @@ def asb_call_pri_lost(stage: Stage) -> None:
     healed(stage, Split(own=3, kernel=7, primaries=(KERNELS,)), OURS, policy)
     losing = Split(own=3, kernel=7, primaries=(OURS,))
     healed(stage, losing, OURS, policy, demoted=OURS)
-    losing = Split(own=7, kernel=3, primaries=(KERNELS,))
-    healed(stage, losing, KERNELS, policy, demoted=KERNELS)
+    refusing = Split(own=7, kernel=3, primaries=(KERNELS,))
+    unsolved(stage, refusing, KERNELS, ("WFConnection", "StandAlone"))
 
 
 AS_0PRI = "after-sb-0pri discard-least-changes; after-sb-1pri violently-as0p;"
