@@ -32,6 +32,9 @@ NAMES = ("alice", "bob")
 MIB = 1 << 20
 SECTOR = 512
 REPLICATOR = Path(sys.executable).with_name("replicator")
+FRONTEND = os.environ.get("REPLICATOR_TEST_FRONTEND", "nbdkit")
+"""Of pairs that do not need a certain one: with `native` all integration tests run through that."""
+
 COMMAND_SECONDS = 60.0
 FIRST_MINOR = 700
 MINORS_PER_SESSION = 100
@@ -277,7 +280,7 @@ class Pair:
         sizes: Sequence[int] = (64 * MIB,),
         protocol: str = "C",
         attach: str = "none",
-        frontend: str = "nbdkit",
+        frontend: str = FRONTEND,
         external_meta: bool = False,
         sections: Mapping[str, str] | None = None,
         parent: Path = Path("/tmp"),

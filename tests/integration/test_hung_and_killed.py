@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.integration import processes
-from tests.integration.pair import MIB, RESOURCE, Node, Pair
+from tests.integration.pair import FRONTEND, MIB, RESOURCE, Node, Pair
 from tests.integration.refusals import NEVER, refused
 
 SIZE = 16 * MIB
@@ -31,7 +31,7 @@ BOTH_FRONT_ENDS = pytest.mark.parametrize("small", ["nbdkit", "native"], indirec
 @pytest.fixture
 def small(request: pytest.FixtureRequest) -> Iterator[Pair]:
     """With nbdkit, unless the test is run with both front ends."""
-    with Pair(sizes=(SIZE,), frontend=getattr(request, "param", "nbdkit")) as fresh:
+    with Pair(sizes=(SIZE,), frontend=getattr(request, "param", FRONTEND)) as fresh:
         yield fresh
 
 
@@ -214,7 +214,8 @@ def test_up_ended_at_any_moment_can_be_given_again(small: Pair, number: int) -> 
 def daemons(node: Node) -> list[int]:
     """Processes that serve this node's resource."""
     found = processes.processes_of(node.run_dir)
-    return [pid for pid in found if "nbdkit" in processes.command_line(pid)]
+    program = "nbdkit" if FRONTEND == "nbdkit" else "nbd_plugin.native"
+    return [pid for pid in found if program in processes.command_line(pid)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
