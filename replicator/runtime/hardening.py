@@ -23,9 +23,10 @@ M_TRIM_THRESHOLD = -1
 M_TOP_PAD = -2
 M_MMAP_THRESHOLD = -3
 M_ARENA_MAX = -8
-KEPT_MEMORY = 64 << 20
+KEPT_MEMORY = 24 << 20
 """Bytes of freed memory that are not given back. With the C library's own limits every large request
-would get fresh pages from the kernel and return them: a page fault for each 4 KiB that it carries."""
+would get fresh pages from the kernel and return them: a page fault for each 4 KiB that it carries.
+More than a resync or eight large writes have under way is not worth keeping."""
 LARGEST_KEPT = 32 << 20
 """Bytes; the library takes no higher limit for what it maps separately."""
 HEAP_STEP = 1 << 20
