@@ -98,10 +98,11 @@ class DiskHistory(History):
                 holders.discard(other.name)
         return holders
 
-    def _promised_by(self, primary: Node) -> set[str]:
+    def _promised_by(self, primary: Node, volume: int) -> set[str]:
         """The nodes that a flush which this Primary answers now makes a promise for."""
-        holders = self._holders(primary)
-        return {primary.name} if self.protocol != "C" and primary.name in holders else holders
+        if self.protocol != "C" and primary.volume(volume).state.disk is Disk.UpToDate:
+            return {primary.name}
+        return self._holders(primary)
 
     def _alone(self) -> None:
         primaries = self._primaries()
@@ -221,7 +222,7 @@ class DiskHistory(History):
                 return
             completed()
             kept = account.not_given_up(primary.name, promised)
-            account.flushed(kept, self._promised_by(primary))
+            account.flushed(kept, self._promised_by(primary, number))
             self._flushed(primary, number, kept)
             self._alone()
 

@@ -210,7 +210,7 @@ class HarshHistory(MediaHistory):
             if not error:
                 completed()
                 kept = account.not_given_up(primary.name, promised)
-                account.flushed(kept, self._promised_by(primary))
+                account.flushed(kept, self._promised_by(primary, volume))
                 self._alone()
 
         return ended

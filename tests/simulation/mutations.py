@@ -169,7 +169,7 @@ def trim_unmarked(put: Put) -> None:
         finish(self, write)
 
     def mark_unshared(self: Any) -> None:
-        self._unshared = {w for w in self._unshared if w.kind is Kind.WRITE}
+        self._unshared = {w: None for w in self._unshared if w.kind is Kind.WRITE}
         unshared(self)
 
     put(application.Application, "_finish", forgetful)
