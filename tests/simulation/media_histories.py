@@ -151,6 +151,7 @@ class MediaHistory(DiskHistory):
         node, number = self.rng.choice(secondaries), self.rng.randrange(self.volumes)
         self._note(f"  {node.name}/{number}")
         medium, differences = node.media[number], self.guard.differences[number]
+        promises = self.guard.promises[number]
         answers: list[ReplicatorError | None] = []
 
         def answered(error: ReplicatorError | None) -> None:
@@ -158,6 +159,7 @@ class MediaHistory(DiskHistory):
             if error is None:
                 differences.hidden = 0
 
+        promises.spoilt = node.name
         before = self._spoil(medium)
         spoilt = {page: medium.current_page(page) for page in before}
         differences.hidden = sum(1 << page for page in before)
@@ -170,7 +172,7 @@ class MediaHistory(DiskHistory):
             self.guard.look()
         else:
             _unspoil(medium, before, spoilt)
-        differences.hidden = 0
+        differences.hidden, promises.spoilt = 0, ""
 
     # --- copies that are old ------------------------------------------------------------------
 

@@ -59,6 +59,8 @@ class Promises:
         self._protocol = protocol
         self._writes = writes
         self._doubtful = doubtful
+        self.spoilt = ""
+        """The node whose disk a history has spoilt, before anybody knows."""
         self._earlier: dict[str, list[_Flushed]] = {name: [] for name in self._nodes}
         """Per node, flushes of its peer that bind it as soon as its disk holds a later write."""
         self.violations: list[str] = []
@@ -81,7 +83,7 @@ class Promises:
         connected = theirs is not None and own.conn is theirs.conn is Conn.Connected
         if connected and own.pdsk is theirs.disk is Disk.UpToDate:
             found.add(other.name)
-        return found
+        return found - {self.spoilt}
 
     # --- answers ------------------------------------------------------------------------------
 
@@ -128,7 +130,7 @@ class Promises:
         state = observe.state_of(self._nodes[name], self._number)
         if state is None or (state.conn, state.peer) != (Conn.Connected, Role.Primary):
             return
-        if state.disk is not Disk.UpToDate:
+        if state.disk is not Disk.UpToDate or name == self.spoilt:
             return
         primary = self._other(name)
         for one in flushes:
