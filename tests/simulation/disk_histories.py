@@ -179,7 +179,6 @@ class DiskHistory(History):
         return done
 
     def _fail_over(self) -> None:
-        self._alone()
         if self.pair.network.cut:
             self.ambiguous = True  # the Primary may not have seen yet that it is alone
         super()._fail_over()

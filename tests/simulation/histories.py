@@ -423,6 +423,7 @@ class History:
 
     def _fail_over(self) -> None:
         """Another node becomes Primary, if it has all the data and nobody else is Primary."""
+        self._alone()
         if self.protocol != "C" and self.pair.network.cut:
             return  # nobody can say what of the last writes has reached the other side
         primary = self._primary()
