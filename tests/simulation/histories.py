@@ -478,8 +478,7 @@ class History:
         for node in self.nodes:
             if node.resource is None:
                 node.up()
-        self._connect()
-        self.pair.run_until(lambda: self._together() or self._stand_alone(), 300.0)
+        self._meet()
         if self._stand_alone():
             assert self.split, "a split brain that nobody has caused"
             self._give_one_up()
@@ -491,6 +490,24 @@ class History:
         assert primary is not None
         primary.flush()
         self.pair.run(30.0)
+
+    def _meet(self) -> None:
+        """Go on until both are in sync, or both have refused."""
+
+        def settled() -> bool:
+            return self._together() or self._stand_alone()
+
+        def missed() -> bool:
+            """One was told to connect in the moment in which the other one refused it."""
+            alone = any(node.is_(Conn.StandAlone) for node in self.nodes)
+            return alone and self.pair.clock.time > late
+
+        late = self.pair.clock.time + 60.0
+        self._connect()
+        self.pair.run_until(lambda: settled() or missed(), 300.0)
+        if not settled():
+            self._connect()
+            self.pair.run_until(settled, 300.0)
 
     def _together(self) -> bool:
         return all(node.synced for node in self.nodes)
