@@ -126,7 +126,7 @@ class Total:
 def play(game: Game) -> TortureRounds:
     """One game, from create-md to down. Raises TortureFailed, after it has kept everything."""
     with ExitStack() as stack:
-        pair = Pair(sizes=(SIZE,), protocol=game.protocol, sections=SECTIONS)
+        pair = Pair(sizes=(SIZE,), protocol=game.protocol, frontend="nbdkit", sections=SECTIONS)
         made: list[PlainDisk] = []
         stack.callback(lambda: [disk.close() for disk in made])
         stack.enter_context(pair)
