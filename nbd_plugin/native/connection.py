@@ -130,6 +130,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._gone = True
         self._output.clear()
+        self._inbox.drop()
         self._cancel_timer()
         if not self._requests:
             self._release()
@@ -324,7 +325,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._release()
         self._transport.close()
-        self._loop.call_later(LINGER_SECONDS, self._transport.abort)
+        self._timer = self._loop.call_later(LINGER_SECONDS, self._transport.abort)
 
     def _release(self) -> None:
         volume, self._volume = self._volume, None

@@ -61,6 +61,13 @@ class Inbox:
         """A copy of bytes of the buffer."""
         return self._view[start : start + length].tobytes()
 
+    def drop(self) -> None:
+        """Nothing more will come: give the memory back now, not when the garbage is collected."""
+        self.buffer = bytearray()
+        self._view = memoryview(self.buffer)
+        self._payload = self._kept = None
+        self.start = self.end = 0
+
     def skip(self, count: int) -> int:
         """Drop up to `count` bytes of the buffer; returns how many there were."""
         count = min(count, self.end - self.start)

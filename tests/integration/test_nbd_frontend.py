@@ -500,7 +500,7 @@ def test_connections_that_come_and_go_leave_no_threads_or_descriptors(daemon: Da
         visit()
     until(lambda: open_count(daemon) == 0)
     until(lambda: resources() <= before)
-    assert resident(daemon.pid) - memory < 6 << 20
+    assert resident(daemon.pid) - memory < 2 << 20
 
 
 def test_a_client_in_c_can_hammer_it(daemon: Daemon, program: Callable[[str], str]) -> None:
