@@ -22,7 +22,7 @@ PAGE = """\
 
 What replicator does beside its peers on one machine, both nodes on it. Read ratios, not rates: a rate
 says more about the machine, and about what else it was doing. This page, the picture and
-[benchmarks.json](benchmarks.json) are written by `make bench`.
+[benchmarks.json](benchmarks.json) are written by `make bench`. [Where the time goes](speed.md) says why.
 
 ![The targets as bars](benchmarks.svg)
 

@@ -104,8 +104,9 @@ def _dd_mib_s(source: Path, target: Path, size: int) -> float:
 
 def latency_during_resync(stage: Stage, scale: Scale) -> Numbers:
     """With the default resync controller, which is meant to spare the application."""
-    with Pair(sizes=(2 * scale.size,), frontend="native", parent=stage.directory) as pair:
-        _fill_synced(pair, 2 * scale.size, stage)
+    size = max(2 * scale.size, 1536 * MIB)  # so that it lasts: alone it goes at full speed at first
+    with Pair(sizes=(size,), frontend="native", parent=stage.directory) as pair:
+        _fill_synced(pair, size, stage)
         alone = _write_alone(pair, stage, scale)
         pair.alice.cmd("invalidate-remote", RESOURCE)
         pair.alice.wait(cstate="SyncSource")
