@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# What follows is found only by that path, hence not at the top (E402).
 from replicator import errors  # noqa: E402
 from replicator.cli.command_table import (  # noqa: E402
     GLOBAL_OPTIONS,

@@ -14,6 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+# What follows is found only by that path, hence not at the top (E402).
 from replicator.config.option_table import SECTIONS  # noqa: E402
 from replicator.config.options import Effect, Kind, Option  # noqa: E402
 

@@ -21,6 +21,7 @@ from types import FrameType
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 
+# What follows is found only by that path, hence not at the top (E402).
 from demo_stage import (  # noqa: E402
     DemoFailed,
     MountedFiles,

@@ -114,8 +114,9 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         """The client sends no more; what it has asked for before it still gets, except by TLS, which
         cannot be closed on one side only."""
-        transmission = self._transmission
-        while transmission is not None and transmission.more and self._may_serve():
+        while (transmission := self._transmission) is not None and transmission.more:
+            if self._slow_reader or self._ending or self._gone:
+                break
             self._serve()
         self._end("")
         return not self._gone and self._securing is None
@@ -200,7 +201,7 @@ class Connection(asyncio.BufferedProtocol):
         transmission = self._transmission
         if transmission is None or self._ending or self._gone:
             return
-        if self._may_serve():
+        if not self._slow_reader:
             for request in transmission.take(IN_FLIGHT_MAX - self._in_flight):
                 self._start(request)
             if transmission.ended is not None:
@@ -210,9 +211,6 @@ class Connection(asyncio.BufferedProtocol):
                 self._serve_due = True
                 self._loop.call_soon(self._serve_more)
         self._listen(not (self._slow_reader or transmission.waiting))
-
-    def _may_serve(self) -> bool:
-        return not (self._slow_reader or self._ending or self._gone)
 
     def _serve_more(self) -> None:
         self._serve_due = False

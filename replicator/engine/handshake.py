@@ -35,8 +35,8 @@ class Handshake:
     told connect --discard-my-data. own_disk, peer_disk: the state the disk has or, while it
     negotiates, will have (the caller translates Negotiating). arbiter: this node accepted the
     second connection. own_negotiating, peer_negotiating: that disk is being attached; until then a
-    Primary there uses the other copy. own_demotable: nobody holds the device open, so that the node could become
-    Secondary for call-pri-lost-after-sb. resource: only for messages.
+    Primary there uses the other copy. own_demotable: nobody holds the device open, so that the
+    node could become Secondary for call-pri-lost-after-sb. resource: only for messages.
     """
 
     own: UuidSet

@@ -25,7 +25,6 @@ from replicator.engine.establish import Sockets
 from replicator.engine.ports import Buffer, Channel, Clock, Entropy, Log, Timer
 from replicator.engine.settings import NetSettings
 
-PROTOCOL_MIN, PROTOCOL_MAX = 100, 101
 EXTENSION_VERSION = 1
 HANDSHAKE_PINGS = 4
 """Features and authentication may take this many ping-timeouts for each answer."""
@@ -318,7 +317,7 @@ class Link:
         flags = features.TRIM | features.THIN_RESYNC | features.WSAME
         if not self.settings.data_integrity_alg:
             flags |= features.WZEROES
-        return Features(PROTOCOL_MIN, flags, PROTOCOL_MAX, EXTENSION_VERSION)
+        return features.own_features(flags, EXTENSION_VERSION)
 
     def _expect_answer(self, what: str) -> None:
         if self._phase_timer is not None:

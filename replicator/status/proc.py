@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import replicator
+from protocol.features import PROTOCOL_MAX, PROTOCOL_MIN
 from replicator.engine.snapshot import ResourceSnapshot, VolumeSnapshot
 from replicator.status.progress import RUNNING_STATES, progress_lines
 
 COMPATIBLE_RELEASE = "8.4.11"
 API_VERSION = 1
-PROTOCOL_MIN = 100
-PROTOCOL_MAX = 101
 
 
 def header_lines() -> list[str]:

@@ -148,4 +148,5 @@ def make_pretend(
 
 
 def install() -> None:
+    # The one place where a daemon gets its resource; typed as possibly None, which it is not.
     daemon.ResourceDaemon.__init__.__kwdefaults__["make"] = make_pretend  # type: ignore[index]

@@ -472,7 +472,7 @@ def end_not_fenced(put: Put) -> None:
 
 @contextmanager
 def _no_ping() -> Iterator[None]:
-    """Whoever asks for a ping goes on at once."""
+    """Whoever asks for a ping goes on at once. (To change a method is what a mutant is for.)"""
     ping = Link.ping
     Link.ping = lambda self, answered: answered()  # type: ignore[method-assign]
     try:

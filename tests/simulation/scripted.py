@@ -14,7 +14,6 @@ from protocol.packets import (
     SPECS,
     Command,
     Empty,
-    Features,
     Packet,
     ProtocolParams,
     Raw,
@@ -28,7 +27,6 @@ from protocol.packets import (
     encode_h80,
 )
 from protocol.states import Conn, Disk, Role, StateWord
-from replicator.engine.link import PROTOCOL_MAX, PROTOCOL_MIN
 from replicator.metadata.bitmap import Bitmap
 from tests.simulation.pair import Pair
 from tests.simulation.raw_socket import dial
@@ -91,7 +89,7 @@ class ScriptedPeer:
 
     def features(self) -> None:
         """As far as the exchange of parameters, in which alice has told everything already."""
-        packet = Features(PROTOCOL_MIN, self.flags, PROTOCOL_MAX, self.extension)
+        packet = features.own_features(self.flags, self.extension)
         self.data.channel.send(encode_h80(Command.CONNECTION_FEATURES, packet))
         alice = self.pair.alice
         self.pair.run_until(lambda: alice.r.conn is Conn.WFReportParams, 10)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import pytest
 
+from protocol import features
 from protocol.states import Conn, Disk
-from replicator.engine import generations, link
+from replicator.engine import generations
 from tests.simulation import recording
 from tests.simulation.recording import ALPHA, BETA
 from tests.simulation.replayed import Replayed, blocks_copied_by, comparable
@@ -61,7 +62,7 @@ def test_a_wrong_answer_of_the_engine_is_noticed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_another_announcement_to_a_kernel_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link, "PROTOCOL_MIN", 99)
+    monkeypatch.setattr(features, "PROTOCOL_MIN", 99)
     with pytest.raises(AssertionError, match="protocol_min=99"):
         Replayed("rec-source", ALPHA).play()
 

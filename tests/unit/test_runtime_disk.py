@@ -285,6 +285,9 @@ async def test_one_done_that_raises_does_not_take_the_others_with_it(disk: FileD
     disk.write(0, b"r", bad)
     disk.write(1, b"s", results.append)
     await wait(disk.write, 2, b"t")
+    async with asyncio.timeout(10):  # direct: on several threads, in any order
+        while not (results and reported):
+            await asyncio.sleep(0.001)
     assert results == [0]
     assert len(reported) == 1
 
