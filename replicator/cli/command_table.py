@@ -166,7 +166,7 @@ GROUPS = (
             Command(
                 "secondary", Takes.RESOURCES, "commands_state:secondary",
                 "detach the block device and make this node Secondary",
-                "Refused with exit code 11 while the device is mounted or open.",
+                "Refused with exit code 11 while the device is mounted, or still open after 2 seconds.",
             ),
             Command(
                 "suspend-io", Takes.RESOURCES, "commands_state:suspend_io",

@@ -36,6 +36,9 @@ PROMOTION_TRIES = 4
 STEP_WAIT = 0.02
 STEP_WAITS_MAX = 250
 """A change of role waits up to 5 s for a handshake or for requests that are under way."""
+OPEN_WAITS_MAX = 100
+"""A demotion waits up to 2 s for who just closed the device: an NBD client's goodbye arrives after
+it has gone on, and after umount others (udev, multipathd) look at the device for a moment."""
 
 
 class Promotion:
@@ -248,8 +251,8 @@ def _peer_generation(volume: Volume) -> int:
 
 
 def secondary(resource: Resource, done: AdminDone) -> None:
-    """Refused while anybody holds a device open; waits for requests under way, and for the peer to
-    have what was written on stable storage."""
+    """Refused if anybody keeps a device open; waits for requests under way, and for the peer to have
+    what was written on stable storage."""
     if resource.role is Role.Secondary:
         soon(resource, done)
         return
@@ -263,11 +266,11 @@ def secondary(resource: Resource, done: AdminDone) -> None:
         resource.replication.close_epoch()
         opened = [v for v in volumes if v.users]
         busy = [v for v in volumes if v.application.pending]
-        if opened:
+        if opened and waits > OPEN_WAITS_MAX:
             done(refusal(opened[0], IN_USE))
         elif busy and late:
             done(_still_busy(busy[0]))
-        elif busy or (resource.replication.log.unacknowledged and not late):
+        elif opened or busy or (resource.replication.log.unacknowledged and not late):
             resource.clock.call_later(STEP_WAIT, look)
         else:
             demote(resource, done)

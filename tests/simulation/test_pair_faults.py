@@ -233,6 +233,16 @@ def test_demotion_is_refused_while_the_device_is_open():
     assert pair.alice.is_(role=Role.Secondary)
 
 
+def test_demotion_waits_for_a_client_whose_goodbye_is_still_on_its_way():
+    pair = Pair()
+    pair.up_synced()
+    volume = pair.alice.volume()
+    volume.open(writable=True)
+    pair.clock.call_later(0.5, lambda: volume.close(writable=True))
+    pair.alice.secondary()
+    assert pair.alice.is_(role=Role.Secondary)
+
+
 def test_a_secondary_refuses_to_open():
     pair = Pair()
     pair.up_synced()
