@@ -34,6 +34,7 @@ from protocol.errors import (
     WrongPhase,
     WrongSocket,
 )
+from protocol.lent import lend
 from protocol.packets import MAGIC_80, MAGIC_100
 
 _MAGIC_95 = 0x835A
@@ -57,7 +58,7 @@ LARGE = 128 * 1024
 """Bytes of data that are received where they stay, if the rest of a frame has not come yet. For less it
 is not worth the memory's being cleared first."""
 
-Block = tuple[int, int, int, int, int, int, bytes | bytearray]
+Block = tuple[int, int, int, int, int, int, bytes | memoryview]
 """Command, volume, sector, block id, two numbers (with data: sequence number and flags; acknowledgements:
 size in bytes and sequence number), data. Not a NamedTuple: making one costs as much as the parsing."""
 
@@ -89,8 +90,8 @@ class FrameReader:
         self._later_size = 0
         self._need = 0
         self._large: Block | None = None
-        """A frame whose data is received where it stays; of that, so much is here:"""
-        self._filled = 0
+        """A frame whose data is received where it stays; of that, this much is not here yet:"""
+        self._missing = memoryview(b"")
         self._error: WireError | None = None
         self._bounds: dict[int, tuple[int, int]] = {}
         self.socket = socket
@@ -109,7 +110,8 @@ class FrameReader:
     @property
     def buffered(self) -> int:
         """Bytes fed that no frame has been made of yet."""
-        return len(self._chunk) - self._at + self._later_size + self._filled
+        large = len(self._large[6]) - len(self._missing) if self._large is not None else 0
+        return len(self._chunk) - self._at + self._later_size + large
 
     def switch_to_h100(self, *, extensions: bool = True) -> None:
         """The features handshake is over: frames not yet taken have the h100 header.
@@ -124,13 +126,11 @@ class FrameReader:
     def space(self) -> memoryview | None:
         """Where the next bytes of the stream may be received directly, instead of being fed: the rest
         of a large frame. None: there is no such frame. Tell with filled() how many have come."""
-        if self._large is None or self._filled == len(self._large[6]):
-            return None
-        return memoryview(self._large[6])[self._filled :]
+        return self._missing or None
 
     def filled(self, count: int) -> None:
         """So many bytes have been put where space() said."""
-        self._filled += count
+        self._missing = self._missing[count:]
 
     def feed(self, data: bytes | bytearray | memoryview) -> None:
         """Take in what the socket delivered: any number of bytes, cut anywhere."""
@@ -219,9 +219,9 @@ class FrameReader:
 
     def _begin_large(self, head: tuple[int, int, int, int, int, int], size: int) -> None:
         """What is here of a frame's data goes where the rest will be received."""
-        data = bytearray(size)
-        self._large = (*head, data)
-        self._filled = self._need = 0
+        self._missing = lend(size)
+        self._large = (*head, self._missing)
+        self._need = 0
         pieces = [self._chunk[self._at + _BLOCK_FRAME_SIZE :], *self._later]
         self._chunk, self._at = b"", 0
         self._later.clear()
@@ -231,9 +231,9 @@ class FrameReader:
 
     def _take_large(self) -> Block | None:
         block = self._large
-        if block is None or self._filled < len(block[6]):
+        if self._missing:
             return None
-        self._large, self._filled = None, 0
+        self._large, self._missing = None, memoryview(b"")
         return block
 
     def _take_across(self, start: int, end: int) -> bytes:

@@ -7,6 +7,8 @@ when its request has been admitted. Nothing here knows what the bytes mean, and 
 
 from __future__ import annotations
 
+from protocol.lent import lend
+
 BUFFER = 256 * 1024
 ROOM = 64 * 1024
 """Free bytes below which a read is not worth its system call: then what is left moves to the front."""
@@ -14,8 +16,8 @@ ROOM = 64 * 1024
 LARGE = BUFFER // 2
 """A payload that is longer, and not here yet, is received into memory of its own."""
 
-KEPT = 1 << 20
-"""Payloads up to this length are received in memory that is used again, and then copied once."""
+PEEK = 4096
+"""Bytes received after those: one large write follows another, and only its header is wanted here."""
 
 
 class Inbox:
@@ -24,7 +26,7 @@ class Inbox:
     Large payload: begin_payload(); then get_space() is its place until take_payload() has it.
     """
 
-    __slots__ = ("_filled", "_kept", "_payload", "_view", "buffer", "end", "start")
+    __slots__ = ("_after_payload", "_filled", "_payload", "_view", "buffer", "end", "start")
 
     def __init__(self) -> None:
         self.buffer = bytearray(BUFFER)
@@ -33,12 +35,15 @@ class Inbox:
         self._view = memoryview(self.buffer)
         self._payload: memoryview | None = None
         self._filled = 0
-        self._kept: memoryview | None = None
+        self._after_payload = False
 
     def get_space(self) -> memoryview:
         """Where the next bytes go; never empty as long as what can be parsed has been."""
         if self._payload is not None:
             return self._payload[self._filled :]
+        if self._after_payload:
+            self._after_payload = False
+            return self._view[self.end : self.end + PEEK]
         if self.start == self.end:
             self.start = self.end = 0
         elif BUFFER - self.end < ROOM:
@@ -65,7 +70,7 @@ class Inbox:
         """Nothing more will come: give the memory back now, not when the garbage is collected."""
         self.buffer = bytearray()
         self._view = memoryview(self.buffer)
-        self._payload = self._kept = None
+        self._payload = None
         self.start = self.end = 0
 
     def skip(self, count: int) -> int:
@@ -76,12 +81,7 @@ class Inbox:
 
     def begin_payload(self, length: int) -> None:
         """From here on bytes belong to a payload; its beginning may be in the buffer already."""
-        if length > KEPT:
-            payload = memoryview(bytearray(length))
-        else:
-            if self._kept is None:
-                self._kept = memoryview(bytearray(KEPT))
-            payload = self._kept[:length]
+        payload = lend(length)
         here = min(self.end - self.start, length)
         payload[:here] = self._view[self.start : self.start + here]
         self.start += here
@@ -92,13 +92,15 @@ class Inbox:
     def awaits_payload(self) -> bool:
         return self._payload is not None
 
-    def take_payload(self) -> bytes | memoryview | None:
+    def take_payload(self) -> memoryview | None:
         """The payload, once it is complete, else None. Nobody else uses its memory."""
         payload = self._payload
         if payload is None or self._filled < len(payload):
             return None
         self._payload = None
-        return payload.tobytes() if len(payload) <= KEPT else payload
+        self.start = self.end = 0
+        self._after_payload = True
+        return payload
 
     def _to_front(self) -> None:
         left = self.end - self.start

@@ -30,6 +30,9 @@ JOIN_MAX = 16 * 1024
 RECEIVE = 256 * 1024
 """Bytes received at a time, but for those that have a place to be received in."""
 
+PEEK = 4096
+"""Bytes received after those: one large packet follows another, and only its header is wanted here."""
+
 LINGER = 1.0
 """Seconds after close() in which the peer may still take what was sent."""
 
@@ -123,8 +126,10 @@ class TcpChannel(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         space = None if self._closing else self.events.space()
-        self._in_place = space is not None
-        return self._received if space is None else space
+        after_large, self._in_place = self._in_place, space is not None
+        if space is not None:
+            return space
+        return self._received[:PEEK] if after_large else self._received
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing:

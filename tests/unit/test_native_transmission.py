@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nbd_plugin.native.inbox import BUFFER, KEPT, LARGE, Inbox
+from nbd_plugin.native.inbox import BUFFER, LARGE, Inbox
 from nbd_plugin.native.transmission import COST_MAX, REQUEST_COST, Request, Transmission
 from tests.tools import nbd_bytes as nbd
 
+MIB = 1 << 20
 SIZE = 64 << 20
 MAXIMUM = 32 << 20
 PLENTY = 1 << 40
@@ -72,7 +73,7 @@ def test_commands_without_payload_come_with_their_range(command: int, flags: int
     assert (found.offset, found.length, found.error) == (512, 4096, 0)
 
 
-@pytest.mark.parametrize("length", [LARGE, LARGE + 512, BUFFER, KEPT, KEPT + 512, MAXIMUM])
+@pytest.mark.parametrize("length", [LARGE, LARGE + 512, BUFFER, MIB, MIB + 512, MAXIMUM])
 def test_large_payloads_arrive_whole_and_keep_their_content(length: int) -> None:
     pattern = bytes(range(251)) * (length // 251 + 2)
     first, second = pattern[:length], pattern[7 : 7 + length]
