@@ -84,7 +84,7 @@ def _own_volume(volume: VolumeSnapshot, resource: ResourceSnapshot, named: bool)
     if volume.open_count:
         words.append(f"open:{volume.open_count}")
     lines = _wrapped(2, words)
-    if volume.waiting_for:
+    if volume.waiting_for and not resource.waiting_for.startswith(volume.waiting_for):
         lines.append(f"    waiting for: {volume.waiting_for}")
     if volume.disk_error:
         lines.append(f"    disk error: {volume.disk_error}")

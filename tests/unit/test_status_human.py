@@ -129,6 +129,12 @@ def test_suspension_and_reasons_for_waiting_are_shown() -> None:
     assert lines[-1] == "  waiting for: the peer's answer"
 
 
+def test_what_the_whole_resource_waits_for_is_said_once() -> None:
+    stuck = resource(volume(waiting_for="the peer"), waiting_for="the peer (nothing listens there)")
+    waits = [line for line in resource_text(stuck).splitlines() if "waiting" in line]
+    assert waits == ["  waiting for: the peer (nothing listens there)"]
+
+
 def test_blocks_of_resources_are_separated_by_an_empty_line() -> None:
     text = status_text([resource(volume()), resource(volume())])
     assert text.count("\n\n") == 2
