@@ -110,7 +110,8 @@ NO_SANITY = Option(("--ignore-sanity-checks",), "also over signatures of somethi
 PRIMARY_DETAILS = """\
 Refused with exit code 17 unless this node has access to UpToDate data, with 11 while the peer is
 Primary. --force makes Inconsistent or Outdated data of this node UpToDate by decree: right for
-the first start of a new pair, dangerous at any other time."""
+the first start of a new pair, dangerous at any other time. If an Inconsistent copy was declared good,
+whatever other copy turns up later is a split brain, which a person has to solve."""
 
 BENCH_DETAILS = """\
 Safe while applications run; they are slowed a little. Reads the backing disk, flushes the metadata's

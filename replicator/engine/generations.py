@@ -25,6 +25,10 @@ JUST_CREATED = 4
 SYNC_STEP = 1 << 48
 """Added to the tracked generation to name the resync that serves it."""
 
+FORCED_STEP = 1 << 47
+"""Added to a generation to name what a half-made copy was made of, when it is declared good: no
+other copy bears such a name, and modulo SYNC_STEP it says which relatives it has."""
+
 LOST_NAMES_MAX = 256
 """So many names of one resync may have been lost before two copies count as strangers."""
 
@@ -79,14 +83,33 @@ class UuidSet:
     def new_current(self, random: int, primary: bool) -> None:
         """Begin a new generation; from here on the old one is what the bitmap is relative to.
 
-        Callers normally ensure that nothing is tracked yet. If something is (a forced promotion),
-        the older base moves to history: the bitmap covers the time since then too, and the peer
-        that is still there must stay recognisable.
+        Callers normally ensure that nothing is tracked yet. If something is (a forced promotion of
+        an Outdated disk), the older base moves to history: the bitmap covers the time since then
+        too, and the peer that is still there must stay recognisable.
         Raises ValueError if `random` (64 bits) is one of the two values that name no generation.
         """
         fresh = _generation(random)
         self.close_tracking()
         self.bitmap = self.current
+        self.current = fresh | int(primary)
+
+    def declare_good(self, random: int, primary: bool) -> None:
+        """Somebody vouches for an Inconsistent copy: a new generation without a base.
+
+        What it was called until now says nothing of what it holds. The peer may have that very
+        name, and writes under it that never came here (a source whose resync was broken off before
+        this node heard its name), or be at the base tracked here. Neither may be taken for an older
+        state of this copy: only derived names are kept, by which a relative is recognised, and
+        nobody is served. A copy that never had a generation just gets its first one. Raises
+        ValueError as new_current.
+        """
+        if self.current & _NO_ROLE in _NO_GENERATION:
+            self.new_current(random, primary)
+            return
+        fresh = _generation(random)
+        if self.bitmap & _NO_ROLE not in _NO_GENERATION:
+            self.history1, self.history0 = self.history0, _half_made(self.bitmap)
+        self.bitmap = _half_made(self.current)
         self.current = fresh | int(primary)
 
     def diverge(self, random: int, primary: bool, *, peer_may_have_current: bool) -> bool:
@@ -165,6 +188,10 @@ def _generation(random: int) -> int:
 
 def _step(uuid: int) -> int:
     return uuid + SYNC_STEP & _ALL
+
+
+def _half_made(uuid: int) -> int:
+    return (uuid & _NO_ROLE) + FORCED_STEP & _ALL
 
 
 class Decision(NamedTuple):
@@ -308,6 +335,18 @@ def _share_history(e: Evidence) -> bool:
     return not own.isdisjoint((e.peer.bitmap, e.peer.history0, e.peer.history1))
 
 
+def _half_made_relative(copy: UuidSet, of: UuidSet) -> bool:
+    """`copy` was declared good when it was half made of a generation that `of` has, or of a resync
+    of one (their names differ by steps of SYNC_STEP)."""
+    slots = (of.current, of.bitmap, of.history0, of.history1)
+    names = {_half_made(slot) % SYNC_STEP for slot in slots if slot not in _NO_GENERATION}
+    return any(slot % SYNC_STEP in names for slot in (copy.bitmap, copy.history0, copy.history1))
+
+
+def _one_serves_the_other(e: Evidence) -> bool:
+    return e.own.current == e.peer.bitmap or e.peer.current == e.own.bitmap
+
+
 def _by_role(e: Evidence) -> int:
     if e.own_primary and e.peer_primary:
         return SPLIT_BRAIN_NO_BASE
@@ -387,6 +426,15 @@ RULES: tuple[Rule, ...] = (
         "same data after a crash of a Primary: its blocks in flight may differ",
         lambda e: e.same_data,
         _by_crash,
+    ),
+    Rule(
+        45,
+        "one copy was declared good by force when it was half made of the other, or of a relative",
+        lambda e: (
+            not _one_serves_the_other(e)
+            and (_half_made_relative(e.own, e.peer) or _half_made_relative(e.peer, e.own))
+        ),
+        _always(SPLIT_BRAIN_NO_BASE),
     ),
     Rule(
         50,

@@ -49,7 +49,7 @@ def new_current_uuid(volume: Volume, clear_bitmap: bool, done: AdminDone) -> Non
             _skip_initial_sync(volume, done)
         else:
             volume.new_generation(
-                lambda errno: done(_failed(volume) if errno else None), forced=True
+                lambda errno: done(_failed(volume) if errno else None), store.uuids.new_current
             )
 
     if clear_bitmap:

@@ -229,6 +229,7 @@ def _can_be_forced(volume: Volume) -> bool:
 
 def _become_primary(volume: Volume, forced: bool, stable: Callable[[int], None]) -> None:
     store = volume.store
+    half_made = forced and volume.state.disk is Disk.Inconsistent
     disk = Disk.UpToDate if forced else volume.state.disk
     alone = volume.state.conn < Conn.Connected or volume.state.pdsk <= Disk.Failed
     if store is not None:
@@ -237,12 +238,26 @@ def _become_primary(volume: Volume, forced: bool, stable: Callable[[int], None])
     if store is None or volume.state.disk <= Disk.Failed:
         volume.exposed_uuid = _peer_generation(volume) or volume.exposed_uuid
         volume.resource.soon(lambda: stable(0))
-    elif forced or (alone and disk is Disk.UpToDate):
-        volume.new_generation(stable, forced=forced)
+    elif half_made:
+        _warn_of_what_follows(volume, store.uuids.just_created)
+        volume.new_generation(stable, store.uuids.declare_good)
+    elif forced:
+        volume.new_generation(stable, store.uuids.new_current)
+    elif alone and disk is Disk.UpToDate:
+        volume.new_generation(stable)
     else:
         store.uuids.mark_role(True)
         volume.exposed_uuid = store.uuids.current
         volume.write_superblock(stable)
+
+
+def _warn_of_what_follows(volume: Volume, just_created: bool) -> None:
+    if not just_created:
+        volume.log(
+            "warning",
+            "an Inconsistent copy was declared good by force: check the file system; a copy that "
+            "returns is a split brain, whichever of the two is to be given up",
+        )
 
 
 def _peer_generation(volume: Volume) -> int:

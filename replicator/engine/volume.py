@@ -402,19 +402,19 @@ class Volume:
         return self._generations_pending > 0
 
     def new_generation(
-        self, then: Callable[[int], None] | None = None, *, forced: bool = False
+        self,
+        then: Callable[[int], None] | None = None,
+        begin: Callable[[int, bool], None] | None = None,
     ) -> None:
         """What is written from here on the peer will not get: give this data a name that the peer
-        cannot have (not needed if it has one). Completions wait until it is stable; then(errno).
-
-        forced: the administrator has declared this data good, so it is new in any case.
-        """
+        cannot have (not needed if it has one), or `begin` what an administrator has declared new.
+        Completions wait until it is stable; then(errno)."""
         store = self.store
         assert store is not None
         primary = self.state.role is Role.Primary
         uuids, name = store.uuids, self.resource.random_uuid()
-        if forced:
-            uuids.new_current(name, primary)
+        if begin is not None:
+            begin(name, primary)
         elif not uuids.diverge(name, primary, peer_may_have_current=self.peer_may_have_current):
             uuids.mark_role(primary)
             self.write_superblock(then)

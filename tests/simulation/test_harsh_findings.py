@@ -323,3 +323,85 @@ def test_what_only_a_sync_target_has_is_neither_acknowledged_nor_flushed() -> No
     pair.alice.volume().flush(answers.append)
     pair.run(1)
     assert answers == [EIO, EIO]
+
+
+def forced_after(pair, how):
+    """alice is Primary; bob's copy becomes Inconsistent; alice completes a write that bob will never
+    hear of, and dies; bob's copy is declared good by force, and used."""
+    alice, bob = pair.alice, pair.bob
+    how(pair)
+    alice.kill()
+    pair.network.cut = set()
+    pair.run(60)
+    assert bob.is_(disk=Disk.Inconsistent)
+    bob.primary(force=True)
+    bob.write(8 * 4096, b"b" * 4096)
+    alice.up()
+    if bob.is_(Conn.StandAlone):
+        bob.connect()
+    pair.run(10)
+
+
+def before_the_resync_has_a_name(pair):
+    alice, bob = pair.alice, pair.bob
+    bitmap = geometry(alice.media[0].size, INTERNAL).bm_offset
+    hang(alice.disks[0], pair, 0.2, where=bitmap)
+    alice.r.invalidate_remote(0, lambda _error: None)
+    pair.run_until(lambda: alice.is_(Conn.StartingSyncS) and bob.is_(Conn.WFSyncUUID))
+    alice.write(0, b"a" * 4096)
+    pair.network.cut = {"alice"}
+    until_conn(pair, alice, Conn.SyncSource)
+    pair.run(0.01)
+    assert bob.is_(Conn.WFSyncUUID, Disk.Inconsistent)
+
+
+def in_the_middle_of_the_resync(pair):
+    alice, bob = pair.alice, pair.bob
+    alice.disks[0].slow = lambda kind, *_: 0.5 if kind == "read" else 0.0
+    bob.do(lambda done: bob.r.invalidate(0, done))
+    until_conn(pair, bob, Conn.SyncTarget)
+    pair.network.break_all()
+    alice.write(0, b"a" * 4096)
+
+
+def without_any_resync(pair):
+    alice, bob = pair.alice, pair.bob
+    bob.disconnect()
+    bob.do(lambda done: bob.r.invalidate(0, done))
+    alice.write(0, b"a" * 4096)
+
+
+HALF_MADE = [before_the_resync_has_a_name, in_the_middle_of_the_resync, without_any_resync]
+
+
+def stand_apart(pair):
+    """Both copies are kept."""
+    alice, bob = pair.alice, pair.bob
+    assert alice.is_(Conn.StandAlone) and bob.is_(Conn.StandAlone)
+    assert alice.data()[:4096] == b"a" * 4096
+    assert bob.data()[8 * 4096 : 9 * 4096] == b"b" * 4096
+
+
+@pytest.mark.parametrize("how", HALF_MADE)
+def test_a_half_made_copy_declared_good_never_overwrites_its_source(how):
+    """Also when it never heard the name of its resync, so that it still has the source's very
+    generation: to whoever goes by names alone the source is then its mere ancestor."""
+    pair = Pair()
+    pair.up_synced()
+    forced_after(pair, how)
+    stand_apart(pair)
+
+
+@pytest.mark.parametrize("how", HALF_MADE)
+@pytest.mark.parametrize("victim", ["alice", "bob"])
+def test_after_force_on_a_half_made_copy_either_may_be_given_up_and_all_is_copied(how, victim):
+    pair = Pair()
+    pair.up_synced()
+    forced_after(pair, how)
+    pair.bob.secondary()
+    for node in (pair.alice, pair.bob):
+        node.connect(discard_my_data=node.name == victim)
+    pair.settle()
+    assert pair.alice.data() == pair.bob.data()
+    kept, first = (b"a", 0) if victim == "bob" else (b"b", 8 * 4096)
+    assert pair.alice.data()[first : first + 4096] == kept * 4096

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from replicator.engine.generations import (
     CONTRADICTION,
+    FORCED_STEP,
     NEEDS_NEWER,
     RULES,
     SYNC_STEP,
@@ -53,6 +54,10 @@ def ask(
     )
 
 
+def forced(uuid: int) -> int:
+    return uuid + FORCED_STEP
+
+
 VECTORS: list[tuple[Slots, Slots, str, str, int, int]] = [
     ((4, 0, 0, 0), (4, 0, 0, 0), "--", "SS", 0, 10),
     ((4, 0, 0, 0), (0x10, 0, 0, 0), "--", "SS", -2, 20),
@@ -67,6 +72,16 @@ VECTORS: list[tuple[Slots, Slots, str, str, int, int]] = [
     ((0x10, 0, 0, 0), (0x10, 0, 0, 0), "xx", "SS", 1, 40),
     ((0x10, 0, 0, 0), (0x10, 0, 0, 0), "-x", "PS", 1, 41),
     ((0x10, 0, 0, 0), (0x10, 0, 0, 0), "x-", "PP", -100, 41),
+    # Declared good when half made: of the peer's generation, of a resync that it serves, of one whose
+    # name was lost, of what it has as history now, of what was tracked besides; and while it serves.
+    ((0x10, 0x50, 0x30, 0), (0x20, forced(0x10), 0x30, 0), "--", "SS", -100, 45),
+    ((0x10, 0x50, 0x30, 0), (0x20, forced(0x50), 0x10, 0), "--", "SP", -100, 45),
+    ((0x10, step(step(0x50)), 0, 0), (0x20, forced(step(0x50)), 0, 0), "x-", "SS", -100, 45),
+    ((0x60, 0x50, 0x30, 0x10), (0x20, forced(0x10), 0, 0), "--", "SS", -100, 45),
+    ((0x10, 0, 0, 0), (0x20, forced(0x40), forced(0x10), 0x30), "--", "SS", -100, 45),
+    ((0x10, 0, 0, 0), (0x20, step(forced(0x10)), forced(0x10), 0), "--", "SS", -100, 45),
+    ((0x20, step(forced(0x10)), 0, 0), (step(forced(0x10)), 0, 0x10, 0), "--", "SS", 1, 70),
+    ((0x10, 0, 0, 4), (0x20, forced(0x30), 0, 4), "--", "SS", -1000, 100),
     ((0x10, 0, 0, 0), (0x20, 0x10, 0, 0), "--", "SS", -1, 50),
     ((0x10, 0, 0x30, 0), (0x20, step(0x10), 0x10, 0x30), "--", "SS", -1, 51),
     ((0x10, 0, 0x30, 0), (0x20, 0x50, 0x10, 0x30), "--", "SS", -2, 60),
@@ -204,6 +219,11 @@ def second_opinion(own: Slots, peer: Slots, crash: str, roles: str, arbiter: boo
         if roles != "SS":
             return {"PP": -100, "PS": 1, "SP": -1}[roles]
         return {"x-": 1, "-x": -1, "xx": -1 if arbiter else 1}[crash]
+    mine, its = {c, b, h0, h1} - {0, 4}, {pc, pb, ph0, ph1} - {0, 4}
+    apart = {(x - y) % SYNC_STEP for x in (b, h0, h1) for y in its}
+    apart |= {(x - y) % SYNC_STEP for x in (pb, ph0, ph1) for y in mine}
+    if FORCED_STEP in apart and c != pb and pc != b:
+        return -100
     if c == pb or c + SYNC_STEP == pb:
         return -1
     if c in (ph0, ph1):
@@ -253,7 +273,7 @@ def test_all_pairs_of_equal_copies_are_decided_alike_in_every_situation() -> Non
             check((A, b, h0, 0), (A | 1, pb, ph0, 0), crash, roles, arbiter)
 
 
-_slot = st.sampled_from((*ALPHABET, A | 1, B | 1, step(A) | 1, 0x30, 0x40))
+_slot = st.sampled_from((*ALPHABET, A | 1, B | 1, step(A) | 1, forced(A), forced(B), 0x30, 0x40))
 _slots = st.tuples(_slot, _slot, _slot, _slot)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from protocol.states import Disk, Role
-from replicator.engine.generations import CONTRADICTION, JUST_CREATED, UuidSet
+from replicator.engine.generations import CONTRADICTION, FORCED_STEP, JUST_CREATED, UuidSet
 from replicator.engine.handshake import Handshake, Outcome, Verdict, resolve
 from replicator.engine.split_brain import NO_PRIMARY, ONE_PRIMARY, TWO_PRIMARIES
 
@@ -21,6 +21,7 @@ OWN_AHEAD = (UuidSet(A1, A0, OLD, 4), UuidSet(A0, 0, OLD, 4))
 PEER_AHEAD = (OWN_AHEAD[1], OWN_AHEAD[0])
 SPLIT = (UuidSet(A1, A0 | 1, OLD, 4), UuidSet(B1, A0, OLD, 4))
 NO_BASE = (UuidSet(A1, 0, OLD, 4), UuidSet(B1, 0, OLD, 4))
+HALF_MADE = (UuidSet(A1, A0, OLD, 4), UuidSet(B1, A1 + FORCED_STEP, OLD, 4))
 UNRELATED = (UuidSet(A1, 0, OLD, 4), UuidSet(B1, 0, OLDER, 4))
 
 
@@ -102,7 +103,14 @@ def test_a_node_without_a_disk_has_nothing_to_compare() -> None:
 
 @pytest.mark.parametrize(
     ("sets", "full"),
-    [(EQUAL, False), (OWN_AHEAD, False), (PEER_AHEAD, False), (SPLIT, False), (NO_BASE, True)],
+    [
+        (EQUAL, False),
+        (OWN_AHEAD, False),
+        (PEER_AHEAD, False),
+        (SPLIT, False),
+        (NO_BASE, True),
+        (HALF_MADE, True),
+    ],
 )
 def test_a_single_inconsistent_disk_is_the_target_whatever_the_uuids_say(
     sets: tuple[UuidSet, UuidSet], full: bool
@@ -163,7 +171,7 @@ def test_split_brain_gives_up_calls_both_handlers_and_tells_what_to_do() -> None
 # By hand
 
 
-@pytest.mark.parametrize(("sets", "full"), [(SPLIT, False), (NO_BASE, True)])
+@pytest.mark.parametrize(("sets", "full"), [(SPLIT, False), (NO_BASE, True), (HALF_MADE, True)])
 def test_discard_my_data_on_one_node_solves_a_split_brain(
     sets: tuple[UuidSet, UuidSet], full: bool
 ) -> None:
@@ -361,7 +369,7 @@ def test_the_two_nodes_never_act_on_contradictory_verdicts() -> None:
         *(("discard-least-changes", one, "disconnect") for one in ONE_PRIMARY),
         *(("discard-local", "disconnect", two) for two in TWO_PRIMARIES),
     ]
-    all_sets = (EQUAL, OWN_AHEAD, PEER_AHEAD, SPLIT, NO_BASE, UNRELATED)
+    all_sets = (EQUAL, OWN_AHEAD, PEER_AHEAD, SPLIT, NO_BASE, HALF_MADE, UNRELATED)
     seen = set()
     for sets, own_role, peer_role, own_disk, peer_disk, crashed, discard, policy in product(
         all_sets, roles, roles, disks, disks, (False, True), ("", "own", "peer"), policies

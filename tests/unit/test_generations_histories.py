@@ -74,6 +74,15 @@ def test_the_model_notices_a_crash_that_leaves_no_mark(monkeypatch: pytest.Monke
     assert model.explore(model.in_service(), 6, meddling=False)[1]
 
 
+def test_the_model_notices_a_half_made_copy_that_keeps_its_name_as_its_base(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its source may have that name, too, and writes that never came."""
+    monkeypatch.setattr(UuidSet, "declare_good", UuidSet.new_current)
+    violations = model.explore(model.in_service(), 6, meddling=True)[1]
+    assert any("would lose promised writes" in str(one) for one in violations)
+
+
 def test_the_model_notices_writes_under_a_name_that_the_peer_shares(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from replicator.engine.generations import JUST_CREATED, SYNC_STEP, UuidSet, decide
+from replicator.engine.generations import FORCED_STEP, JUST_CREATED, SYNC_STEP, UuidSet, decide
 
 # Bit 0 clear, so that the role mark of `current` is the only low bit in sight.
 A0, A1, A2, A3, B1, S0, OTHER = (0x1111 * n << 8 for n in range(1, 8))
@@ -154,6 +154,32 @@ def test_a_new_generation_while_tracking_keeps_the_older_base_recognisable() -> 
     forced = UuidSet(A1, A0, S0, 4)
     forced.new_current(A2, primary=True)
     assert forced == UuidSet(A2 | P, A1, A0, S0)
+
+
+def test_a_half_made_copy_declared_good_has_no_base_and_is_a_split_brain_with_its_source() -> None:
+    pair = synchronised()
+    sync = pair.a.open_sync(OTHER)
+    unnamed, named = pair.b.copy(), pair.b.copy()
+    named.adopt_sync(sync, primary=False)
+    for copy, base in ((unnamed, A0), (named, sync)):
+        copy.declare_good(B1, primary=True)
+        assert copy == UuidSet(B1 | P, base + FORCED_STEP, S0, 4)
+        assert Pair(pair.a, copy).decisions() == ((-100, 45), (-100, 45))
+
+
+def test_what_a_half_made_copy_tracked_is_no_base_either() -> None:
+    source = UuidSet(A0, OTHER, 0, 0)
+    copy = UuidSet(A1, A0 | P, 0, 0)
+    copy.declare_good(B1, primary=False)
+    assert copy == UuidSet(B1, A1 + FORCED_STEP, A0 + FORCED_STEP, 0)
+    assert Pair(source, copy).decisions() == ((-100, 45), (-100, 45))
+
+
+def test_declaring_a_copy_good_that_was_just_created_begins_its_first_generation() -> None:
+    copy = created()
+    copy.declare_good(A0, primary=True)
+    assert copy == UuidSet(A0 | P, 4, 0, 0)
+    assert Pair(copy, created()).decisions() == ((2, 30), (-2, 20))
 
 
 def test_diverging_without_a_base_is_a_new_generation() -> None:

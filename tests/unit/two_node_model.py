@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 
 from protocol.states import Disk, Role
-from replicator.engine.generations import JUST_CREATED, SYNC_STEP, UuidSet
+from replicator.engine.generations import FORCED_STEP, JUST_CREATED, UuidSet
 from replicator.engine.handshake import Handshake, Outcome, Verdict, resolve
 
 A, B = 0, 1
@@ -152,8 +152,10 @@ def force(world: World, i: int) -> Iterator[World]:
         return
     after = world.copy(f"force {'AB'[i]}")
     node = after.nodes[i]
+    half_made = node.disk is Disk.Inconsistent
     node.disk, node.primary = Disk.UpToDate, True
-    node.uuids.new_current(after.fresh(), primary=True)
+    begin = node.uuids.declare_good if half_made else node.uuids.new_current
+    begin(after.fresh(), primary=True)
     if after.connected:
         after.connected = False  # the handshake is taken anew, with what changed
         yield from link_up(after)
@@ -324,6 +326,9 @@ def link_up(world: World, discard: int | None = None) -> Iterator[World]:
         begun = started(world.copy(event + (", sync UUID lost" if lost else "")), verdicts, lost)
         if begun is not None:
             yield begun
+    begun = started(world.copy(event + ", the source dies unheard"), verdicts, True, dies=True)
+    if begun is not None:
+        yield begun
 
 
 def verdict(world: World, i: int, discard: int | None) -> Verdict:
@@ -377,7 +382,9 @@ def compatible(one: Outcome, other: Outcome) -> bool:
     return pair in ({Outcome.NOTHING}, {Outcome.SOURCE, Outcome.TARGET})
 
 
-def started(world: World, verdicts: list[Verdict], lost: bool) -> World | None:
+def started(world: World, verdicts: list[Verdict], lost: bool, dies: bool = False) -> World | None:
+    """lost: the target never hears the name of its resync. dies: because the source goes down, after
+    a Primary there has completed a write, which it need not send to a target that has not begun."""
     for node, one in zip(world.nodes, verdicts, strict=True):
         node.uuids = one.own.copy()
     if verdicts[A].outcome is Outcome.NOTHING:
@@ -406,6 +413,10 @@ def started(world: World, verdicts: list[Verdict], lost: bool) -> World | None:
     world.connected, world.source = True, source
     if lost:
         target.disk = min(target.disk, Disk.Outdated)
+        if dies and not target.primary:
+            mine = both(source, True, False)
+            world.data |= {Pattern(mine, mine, promised=True)}
+            origin.up, origin.crashed, origin.primary = False, True, False
         return disconnected(world, shared=known)
     target.disk = Disk.Inconsistent
     target.uuids.adopt_sync(sync, target.primary)
@@ -429,7 +440,7 @@ def canonical(world: World) -> tuple[World, Canonical]:
     numbers: dict[int, int] = {}
 
     def renamed(uuid: int) -> int:
-        low = uuid % SYNC_STEP
+        low = uuid % FORCED_STEP
         if low & ~1 in (0, JUST_CREATED):
             return uuid
         number = numbers.setdefault(low >> 4, len(numbers) + 1)

@@ -6,7 +6,9 @@ the target the eras of its source. So at every handshake
 
   - equal eras: nothing to do, or a resync either way (blocks in flight at a crash); no split brain;
   - one copy has eras more: it must be the source, unless nothing was written in them;
-  - both have: split brain; a resync only towards a copy that was given up, by a person or a policy.
+  - both have: split brain; a resync only towards a copy that was given up, by a person or a policy;
+  - one was declared good by force when it was half made: nobody knows what it contains, so it is a
+    split brain, whatever was written in the eras of either.
 
 A copy that is Inconsistent is target whatever it contains. To refuse is always safe, but a split
 brain may only be claimed where both have eras of their own, or `suspected` says that it is hard to
@@ -54,6 +56,8 @@ class Lineage:
         self._states: dict[str, StateWord | None] = {"alice": None, "bob": None}
         self._put_back: set[str] = set()
         """Nodes with an old copy: one of so long ago that the other has no name for it is refused."""
+        self._half_made: set[str] = set()
+        """Nodes whose copy was Inconsistent until somebody declared it good."""
         self._next = 1
         self._verdicts: dict[str, dict[str, Outcome]] = {}
 
@@ -75,6 +79,8 @@ class Lineage:
         if before is not None and before.conn in RESYNC_TARGET and now.disk is Disk.UpToDate:
             self.eras[name] = set(self._shared[OTHER[name]])
             self._put_back.discard(name)
+            self._half_made.clear()
+        self._note_force(name, before, now)
         parted = before is not None and before.conn >= Conn.Connected > now.conn
         if parted:
             self._own[name] = None
@@ -94,6 +100,12 @@ class Lineage:
         lost = before is not None and before.disk is Disk.UpToDate and now.disk <= Disk.Failed
         if lost and failing:
             self._doubtful.update(self._surplus(name)[-1:])
+
+    def _note_force(self, name: str, before: StateWord | None, now: StateWord) -> None:
+        if before is None or before.conn > Conn.Connected or before.disk is not Disk.Inconsistent:
+            return
+        if (before.role, now.role, now.disk) == (Role.Secondary, Role.Primary, Disk.UpToDate):
+            self._half_made.add(name)
 
     def _receivers(self, name: str, state: StateWord) -> list[str]:
         """The copies that get what this node, if it is Primary, writes."""
@@ -180,14 +192,18 @@ class Lineage:
         return found
 
     def _legal(self, event: Decided) -> set[Outcome]:
+        facts = event.facts
+        solved = event.verdict.split_brain and event.verdict.outcome is not Outcome.GIVE_UP
+        if self._half_made and not (facts.own_discard or facts.peer_discard or solved):
+            return {Outcome.GIVE_UP}
         own, peer = self._surplus(event.node), self._surplus(OTHER[event.node])
         legal = set()
         claims_split = event.verdict.split_brain or event.verdict.rule == 100
-        if not claims_split or (own and peer) or self._suspected() or self._put_back:
+        suspected = self._suspected() or self._half_made or self._put_back
+        if not claims_split or (own and peer) or suspected:
             legal.add(Outcome.GIVE_UP)
         known = self._written - self._doubtful
         lost, peers_lost = (bool(known.intersection(eras)) for eras in (own, peer))
-        solved = event.verdict.split_brain and event.verdict.outcome is not Outcome.GIVE_UP
         if not peers_lost or event.facts.peer_discard or solved:
             legal.add(Outcome.SOURCE)
         if not lost or event.facts.own_discard or solved:
