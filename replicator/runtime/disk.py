@@ -2,7 +2,7 @@
 
 Rules:
 1. The loop never blocks: blocking calls run on lane threads. Only what the page cache can answer at
-   once is done without: reads by RWF_NOWAIT, and small writes between two turns of a TurnLoop, which
+   once is done without: reads by RWF_NOWAIT (or from tmpfs), and small writes between two turns of a TurnLoop, which
    goes on without them if they take long after all.
 2. Work moves in batches: what one loop iteration submits is handed over together, and what has
    completed meanwhile comes back with one wake-up of the loop. No Future or Task per request.
@@ -168,6 +168,8 @@ class FileDisk:
         self._block_device = block_device
         self._direct = direct
         self._inline_reads = direct is None
+        # tmpfs does not know RWF_NOWAIT, and does not need it.
+        self._at_once = 0 if disk_ops.is_in_memory(self._fd) else os.RWF_NOWAIT
         self._turns = loop if direct is None and isinstance(loop, TurnLoop) else None
         self._inline_writes: list[_Write] = []
         self._inline_bytes = 0
@@ -385,7 +387,7 @@ class FileDisk:
         """The data if the page cache has all of it, else None."""
         buffer = bytearray(length)
         try:
-            count = os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)
+            count = os.preadv(self._fd, [buffer], offset, self._at_once)
         except BlockingIOError:
             return None
         except OSError as error:

@@ -21,7 +21,8 @@ FALLOC_FL_ZERO_RANGE = 0x10
 BLKDISCARD = 0x1277
 BLKZEROOUT = 0x127F
 
-HOLES_TRUSTED = {0xEF53, 0x58465342, 0x9123683E, 0x01021994}
+TMPFS = 0x01021994
+HOLES_TRUSTED = {0xEF53, 0x58465342, 0x9123683E, TMPFS}
 """File systems (ext4, XFS, Btrfs, tmpfs; numbers of statfs(2)) whose word for it that a range is a
 hole is taken: data wrongly called a hole would be lost on the other node."""
 
@@ -57,10 +58,19 @@ def read_all(fd: int, offset: int, length: int) -> bytes:
 
 def tells_holes(fd: int) -> bool:
     """Whether is_hole() may be asked about this file."""
+    return _file_system(fd) in HOLES_TRUSTED
+
+
+def is_in_memory(fd: int) -> bool:
+    """Whether all of the file is memory, so that no read waits for a device (but for swapped pages)."""
+    return _file_system(fd) == TMPFS
+
+
+def _file_system(fd: int) -> int:
+    """Its number of statfs(2); 0 if it cannot be told."""
     answer = (ctypes.c_long * 32)()  # struct statfs has 15 of them; the first is the type
-    if _libc.fstatfs(fd, ctypes.addressof(answer)) != 0:
-        return False
-    return answer[0] in HOLES_TRUSTED
+    told = _libc.fstatfs(fd, ctypes.addressof(answer)) == 0
+    return int(answer[0]) if told else 0
 
 
 def is_hole(fd: int, offset: int, length: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -68,6 +69,17 @@ async def test_a_cached_small_read_needs_no_thread(disk: FileDisk) -> None:
     before = disk.counters.reads_inline
     assert await wait(disk.read, 0, 8192) == (0, b"y" * 8192)
     assert disk.counters.reads_inline == before + 1
+
+
+async def test_a_small_read_from_tmpfs_needs_no_thread() -> None:
+    with tempfile.TemporaryFile(dir="/dev/shm") as file:
+        file.write(b"z" * 8192)
+        file.flush()
+        disk = FileDisk(asyncio.get_running_loop(), os.dup(file.fileno()), 8192, name="test")
+        assert await wait(disk.read, 4096, 4096) == (0, b"z" * 4096)
+        assert disk.counters.reads_inline == 1
+        disk.stop()
+        assert await asyncio.to_thread(disk.join, 10.0)
 
 
 async def test_all_completions_arrive_on_the_loops_thread(disk: FileDisk) -> None:
