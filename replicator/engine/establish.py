@@ -274,9 +274,12 @@ class Establisher:
             self._dial_after(RETRY_BROKEN * (1 + spread))
 
     def _check(self) -> None:
-        if not (self._data and self._meta) or self._settling is not None:
+        data, meta = self._data, self._meta
+        if data is None or meta is None or self._settling is not None:
             return
-        if self._crossed:
+        # Where each has dialled one, both may have dialled the second: then another is on its way,
+        # and the two would disagree about who is the arbiter.
+        if self._crossed or data.dialled != meta.dialled:
             settings = self._settings
             pause = settings.socket_check_timeout or settings.ping_timeout
             self._settling = self._clock.call_later(pause, self._hand_over)

@@ -324,6 +324,25 @@ def test_both_dialling_at_the_same_instant_still_settle(latency: float) -> None:
     assert crossed > 20, "hardly any connection crossed: the test is too tame"
 
 
+@pytest.mark.parametrize("latency", [0.05, 0.12, 0.2])
+def test_who_talk_by_one_data_socket_never_both_think_the_same_of_the_other_one(
+    latency: float,
+) -> None:
+    """What the arbiter decides, a split brain by policy for example, would be decided alike by both."""
+    for seed in range(80):
+        net, alice, bob = two(seed, latency)
+
+        def agree(alice: Node = alice, bob: Node = bob, seed: int = seed) -> None:
+            a, b = alice.session, bob.session
+            if a is not None and b is not None and a.alive and b.alive and a.data.other is b.data:
+                assert a.arbiter is not b.arbiter, f"seed {seed}"
+
+        net.clock.after_step = agree
+        for node in (alice, bob):
+            net.clock.call_later(2 * net.rng.random(), node.start)
+        net.run_until_settled(alice, bob, 40)
+
+
 def test_the_pair_is_found_quickly_when_nothing_crosses() -> None:
     net, alice, bob = two(1, 0.0002)
     bob.start()
