@@ -37,9 +37,9 @@ def kind_of(failure: str) -> str:
     return "".join(c for c in failure.split("\n")[0] if not c.isdigit())[:40]
 
 
-def shrink(task: Task, acts: list[Act], failure: str) -> list[Act]:
+def shrink(task: Task, acts: list[Act], failure: str, seconds: float) -> list[Act]:
     """Leave out acts, in halves and then one by one, as long as it still fails in the same way."""
-    end = time.monotonic() + SHRINK_SECONDS
+    end = time.monotonic() + seconds
     size = max(1, len(acts) // 2)
     while size and time.monotonic() < end:
         start = 0
@@ -54,11 +54,11 @@ def shrink(task: Task, acts: list[Act], failure: str) -> list[Act]:
     return acts
 
 
-def report(task: Task, failure: str) -> None:
+def report(task: Task, failure: str, shrink_seconds: float = SHRINK_SECONDS) -> None:
     kind, seed = task
     print(f"{kind} history of seed {seed} fails: {failure.splitlines()[0]}", flush=True)
     whole = KINDS[kind](seed).acts
-    acts = shrink(task, whole, failure)
+    acts = shrink(task, whole, failure, shrink_seconds)
     final, history = played(task, acts)
     print(f"\nenough to cause it ({len(acts)} of {len(whole)} acts):")
     print("\n".join(history.pair.lines))
