@@ -13,7 +13,7 @@ Lengths are payload bytes, without the header.
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 SECTOR = 512
 MAX_DATA = 1 << 20
@@ -95,15 +95,15 @@ class Command(IntEnum):
 class DpFlags:
     """Bits of `dp_flags` in data packets. Plain numbers: they are tested once per write."""
 
-    RW_SYNC = 2
-    MAY_SET_IN_SYNC = 4
-    FUA = 16
-    FLUSH = 32
-    DISCARD = 64
-    SEND_RECEIVE_ACK = 128
-    SEND_WRITE_ACK = 256
-    WSAME = 512
-    ZEROES = 1024
+    RW_SYNC: Final = 2
+    MAY_SET_IN_SYNC: Final = 4
+    FUA: Final = 16
+    FLUSH: Final = 32
+    DISCARD: Final = 64
+    SEND_RECEIVE_ACK: Final = 128
+    SEND_WRITE_ACK: Final = 256
+    WSAME: Final = 512
+    ZEROES: Final = 1024
 
 
 class CommandSpec(NamedTuple):

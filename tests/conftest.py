@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from replicator import compiled
 from tests.tools.ports import FreePorts
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,6 +45,14 @@ def find_program(program: str) -> str:
         package = package_of(program) or "unknown package"
         pytest.fail(f"needs {program} (Debian: {package}), not found: run `make setup`", False)
     return path
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Compiled modules cannot be patched: leave out the tests that do that."""
+    if compiled.in_use().directory is not None:
+        patching = [item for item in items if item.get_closest_marker("python_engine")]
+        config.hook.pytest_deselected(items=patching)
+        items[:] = [item for item in items if item not in patching]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 import replicator
+from replicator import compiled
 from replicator.cli.parser import PROGRAM, Invocation, parse
 from replicator.cli.terminal import Terminal
 from replicator.errors import ReplicatorError
@@ -51,6 +52,7 @@ def _run(words: list[str], terminal: Terminal) -> int:
     invocation = parse(words)
     if invocation.version:
         terminal.answer(f"{PROGRAM} {replicator.__version__}")
+        terminal.answer(f"engine: {compiled.find()}")
         return 0
     if invocation.help:
         terminal.answer(invocation.help)

@@ -288,7 +288,7 @@ class Exchange:
             volume.resource.volume_connected(volume)
             return
         early = disk is Disk.UpToDate and state.pdsk is not Disk.UpToDate
-        if early and state.conn in (*SYNC_STARTING, Conn.WFSyncUUID):
+        if early and (state.conn in SYNC_STARTING or state.conn is Conn.WFSyncUUID):
             disk = Disk.Inconsistent
         # A congested peer has stopped sending data: from now on only the news of what it writes comes.
         behind = peer.conn is Conn.Ahead and state.conn is Conn.Connected

@@ -384,9 +384,9 @@ class Link:
         except AuthError as error:
             self._refuse(str(error))
             return
-        except WireError as error:
+        except WireError as misfit:
             self._refuse(
-                f"{error}: cram-hmac-alg is {algorithm} here, it must be the same on the peer"
+                f"{misfit}: cram-hmac-alg is {algorithm} here, it must be the same on the peer"
             )
             return
         self._up()

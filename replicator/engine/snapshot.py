@@ -100,6 +100,8 @@ class ResourceSnapshot:
     """The reason of the last lost or refused connection, for people."""
     nbd_uris: list[str] = field(default_factory=list)
     frontend: str = "nbdkit"
+    engine: str = ""
+    """What the daemon's data path is: compiled, or pure Python and why."""
     pid: int = 0
     handlers: list[str] = field(default_factory=list)
     """Handlers that are running, with how long already, for people."""

@@ -20,6 +20,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from replicator import compiled
 from replicator.config.settings import to_settings
 from replicator.engine.snapshot import ResourceSnapshot
 from replicator.errors import DaemonError, ReplicatorError
@@ -168,6 +169,7 @@ class ResourceDaemon:
 
     async def _start(self) -> None:
         self.log.log("info", f"daemon starts, pid {self.pid}, node {self.settings.node}")
+        self.log.log("info", f"engine: {compiled.in_use()}")
         for warning in self._setup.warnings:
             self.log.log("warning", warning)
         for volume in self._setup.view.volumes:
@@ -313,11 +315,12 @@ class ResourceDaemon:
     # State.
 
     def snapshot(self) -> ResourceSnapshot:
-        """The engine's, with what only the runtime knows: pid, handlers and NBD addresses."""
+        """The engine's, with what only the runtime knows: process, handlers and NBD addresses."""
         snapshot = self.engine.snapshot()
         snapshot.pid = self.pid
         snapshot.handlers = self._handlers.running()
         snapshot.frontend = self._setup.options.frontend
+        snapshot.engine = str(compiled.in_use())
         snapshot.nbd_uris = self._nbd_uris()
         return snapshot
 

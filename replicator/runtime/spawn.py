@@ -188,7 +188,7 @@ def _plugin_path() -> Path:
     spec = find_spec("nbd_plugin")
     if spec is None or spec.origin is None:
         raise DaemonError("the package nbd_plugin is not installed beside replicator")
-    return Path(spec.origin).parent / "nbdkit_plugin.py"
+    return Path(spec.origin).parent / "nbdkit_script.py"
 
 
 def daemon_environment() -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from nbd_plugin.native.__main__ import NativeFrontEnd
+from nbd_plugin.native.daemon import NativeFrontEnd
 from replicator.runtime import daemon
 from tests.integration import pretend_resource
 

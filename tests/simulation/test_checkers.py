@@ -57,6 +57,7 @@ def test_a_bit_that_is_cleared_too_early_is_found():
         guard.look()
 
 
+@pytest.mark.python_engine
 def test_writes_without_activity_log_are_found_before_any_power_is_lost(monkeypatch):
     monkeypatch.setattr(ActivityLog, "begin", lambda self, first, last, go: True)
     monkeypatch.setattr(ActivityLog, "end", lambda self, first, last: None)
@@ -100,6 +101,7 @@ def test_a_verdict_that_overwrites_what_only_one_copy_has_is_found(monkeypatch):
         pair.run(5)
 
 
+@pytest.mark.python_engine
 def test_a_difference_that_a_handshake_does_not_see_is_found(monkeypatch):
     pair, guard = guarded()
     monkeypatch.setattr(Volume, "new_generation", lambda self, then=None, begin=None: None)

@@ -27,6 +27,7 @@ BOUND = 40
 """Histories; at most a quarter of that was needed when this was written."""
 
 
+@pytest.mark.python_engine
 @pytest.mark.parametrize("name", QUICK)
 def test_an_engine_without_this_safeguard_is_noticed(name):
     assert hunt(name, BOUND) is not None

@@ -11,7 +11,11 @@ def slow_flushes(node, seconds):
     """The node's disk takes this long for a flush; writes are as quick as ever."""
     disk = node.disks[0]
     flush = disk.flush
-    disk.flush = lambda done: node.clock.call_later(seconds, lambda: flush(done))
+
+    def later(done):
+        node.clock.call_later(seconds, lambda: flush(done))
+
+    disk.flush = later
 
 
 def test_a_write_received_while_the_peer_flushes_is_there_after_a_fail_over():

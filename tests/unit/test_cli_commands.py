@@ -47,7 +47,8 @@ def test_help_needs_no_configuration(world: PretendWorld, run: Run) -> None:
     world.files.clear()
     assert run("--help").code == 0
     assert run("up --help").out.startswith("usage: replicator [options] up")
-    assert re.fullmatch(r"replicator \d+\.\d+\.\d+\n", run("--version").out)
+    shown = run("--version").out
+    assert re.fullmatch(r"replicator \d+\.\d+\.\d+\nengine: (compiled|pure Python \(.+\))\n", shown)
 
 
 # -- answers from the configuration

@@ -22,6 +22,8 @@ from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.engine.volume import Counters
 from tests.simulation import world
 
+pytestmark = pytest.mark.python_engine  # has pretended parts in the place of a link and a volume
+
 WRITE_ACK, RECEIVE_ACK = DpFlags.SEND_WRITE_ACK, DpFlags.SEND_RECEIVE_ACK
 CONNECTED = StateWord(conn=Conn.Connected, disk=DiskState.UpToDate, pdsk=DiskState.UpToDate)
 

@@ -60,6 +60,7 @@ def story(seed: int, protocol: str, al_updates: bool) -> tuple[Any, ...]:
     return (results, pair.alice.data(), sent, volume.application.pending, pair.alice.r.snapshot())
 
 
+@pytest.mark.python_engine
 @pytest.mark.parametrize("protocol", ["A", "B", "C"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_write_ends_the_same_way_whether_it_went_straight_or_step_by_step(

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from replicator.engine.requests import Kind, Write
 from replicator.engine.transfer_log import LogMismatch, TransferLog
 
+pytestmark = pytest.mark.python_engine  # writes without a volume
+
 
 def write() -> Write:
     volume: Any = None

@@ -346,6 +346,7 @@ def test_the_bitmap_of_a_16_tib_device_takes_one_packet_and_no_bit_loop() -> Non
     assert taken < 20, f"{taken:.1f} s for 4 Gi clear bits"
 
 
+@pytest.mark.python_engine
 def test_a_large_bitmap_of_noise_goes_plain_and_does_not_try_to_compress_every_packet(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -1,0 +1,139 @@
+"""The compiled twin: the modules of the data path as machine code, made from the same Python by mypyc.
+
+A process calls `use()` before it imports any of MODULES; without that call, and whenever the twin
+does not fit, it gets the Python modules. `scripts/compile_engine.py` makes the twin.
+
+Rules:
+1. The twin of one state of the sources has a directory of its own, named by a digest of them and of
+   this Python's ABI. So a twin of other sources is never found, a new one never overwrites one that
+   is in use, and nothing lies beside the sources that could hide an edit.
+2. All or none: MODULES are loaded together, and all of them come from the twin or none does.
+3. A twin that cannot be used is never an error: `Twin.why` tells, `replicator --version` shows it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PURE = "REPLICATOR_PURE"
+"""Set and not empty in the environment: Python modules only."""
+
+LIBRARY = "replicator_compiled__mypyc"
+"""mypyc puts the code of all modules into this one; theirs only name it."""
+
+_PROTOCOL = (
+    "bitmaps commands digests errors extensions features framing layouts messages packets states"
+)
+_ENGINE = (
+    "activity_log application block_answers congestion counters disk_writes dispatch intervals"
+    " link pacing peer_reads peer_writes ports replication requests resync resync_digest"
+    " resync_source settings store transfer_log volume watched_disk zeroes"
+)
+_METADATA = "activity_log bitmap layout"
+MODULES = (
+    *(f"protocol.{name}" for name in _PROTOCOL.split()),
+    *(f"replicator.engine.{name}" for name in _ENGINE.split()),
+    *(f"replicator.metadata.{name}" for name in _METADATA.split()),
+)
+"""What every write, read and resync block passes through. Commands, decisions and everything else
+that happens now and then stay Python: nothing would be gained."""
+
+SOURCES = ("protocol", "replicator/engine", "replicator/metadata")
+"""Folders of MODULES and of all they import, but for the files in SINGLE_SOURCES. The compiler takes
+constants and types over from one module into another, so each file counts, compiled or not."""
+SINGLE_SOURCES = ("replicator/__init__.py", "replicator/errors.py", "replicator/compiled.py")
+
+
+class Twin(NamedTuple):
+    """directory: where the compiled modules are, or None, and then why there is nothing to use."""
+
+    directory: Path | None
+    why: str = ""
+
+    def __str__(self) -> str:
+        return "compiled" if self.directory else f"pure Python ({self.why})"
+
+
+_used = Twin(None, "not asked for")
+
+
+def in_use() -> Twin:
+    """What the modules of this process are."""
+    return _used
+
+
+def use() -> Twin:
+    """Take MODULES from the twin from now on, if there is one that fits; returns what is used."""
+    global _used
+    _used = find()
+    if _used.directory is not None:
+        _used = _load(_used.directory)
+    return _used
+
+
+def find(root: Path = ROOT) -> Twin:
+    """The twin that a process started now would use."""
+    if os.environ.get(PURE):
+        return Twin(None, f"{PURE} is set")
+    directory = place(root)
+    if not directory.parent.is_dir():
+        return Twin(None, "not compiled: make setup")
+    if not directory.is_dir():
+        return Twin(None, "compiled from other sources or for another Python: make setup")
+    return Twin(directory)
+
+
+def place(root: Path = ROOT) -> Path:
+    """The directory that belongs to the sources as they are now, and to this Python."""
+    digest = hashlib.sha256(EXTENSION_SUFFIXES[0].encode())
+    files = [root / name for name in SINGLE_SOURCES]
+    for folder in SOURCES:
+        files += sorted((root / folder).glob("*.py"))
+    for file in files:
+        text = file.read_bytes()
+        digest.update(f"\n{file.relative_to(root)} {len(text)}\n".encode() + text)
+    return root / "build" / "compiled" / digest.hexdigest()[:32]
+
+
+class _Finder:
+    """For the import system: where the modules of one twin are."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != LIBRARY and name not in MODULES:
+            return None
+        file = self._directory / (name.replace(".", "/") + EXTENSION_SUFFIXES[0])
+        return spec_from_file_location(name, file)
+
+
+def _load(directory: Path) -> Twin:
+    early = [name for name in MODULES if name in sys.modules]
+    if early:
+        return Twin(None, f"{early[0]} was imported before")
+    finder = _Finder(directory)
+    sys.meta_path.insert(0, finder)
+    try:
+        for name in (LIBRARY, *MODULES):
+            import_module(name)
+    except ImportError as error:
+        sys.meta_path.remove(finder)
+        # Not only MODULES: what was imported on the way has their classes in it.
+        for name in list(sys.modules):
+            if name.startswith(("protocol.", "replicator.")) and name != __name__:
+                del sys.modules[name]
+        return Twin(None, f"cannot be loaded: {error}")
+    return Twin(directory)
