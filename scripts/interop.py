@@ -24,6 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "scripts")]
 # What follows is found only by that path, hence not at the top (E402); the modules of
 # scenarios are imported for what they add to SCENARIOS (F401).
 import interop_disks  # noqa: E402, F401
+import interop_ext4  # noqa: E402, F401
 import interop_features  # noqa: E402, F401
 import interop_migration  # noqa: E402, F401
 import interop_recorded  # noqa: E402, F401
