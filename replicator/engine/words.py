@@ -8,6 +8,7 @@ from protocol.states import StateWord
 
 _TEXTS = {
     "EIO": "input/output error",
+    "EPERM": "not permitted: is the device read-only?",
     "ENOSPC": "no space left on device",
     "EROFS": "read-only",
     "EINVAL": "invalid argument",

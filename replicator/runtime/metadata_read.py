@@ -6,6 +6,7 @@ What this file must not know: configuration, daemons, the engine.
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 import time
@@ -136,7 +137,10 @@ def _for_dump(backing: Backing, placement: Placement) -> Metadata:
 
 
 def io_error(backing: Backing, error: OSError) -> NoDiskError:
+    hint = "look into the kernel log for errors of this disk"
+    if error.errno in (errno.EPERM, errno.EROFS):
+        hint = f"the device may have become read-only (`blockdev --getro {backing.path}`); {hint}"
     return NoDiskError(
         f"{backing.path}: metadata I/O failed: {error.strerror}",
-        hint="look into the kernel log for errors of this disk",
+        hint=hint,
     )

@@ -35,7 +35,7 @@ def seed() -> int:
         (
             "B",
             {"alice": "native", "bob": "nbdkit"},
-            {"alice": "plain", "bob": "loop"},
+            {"alice": "locked", "bob": "loop"},
             ["one-fault", "frozen-primary-replaced"],
         ),
     ],

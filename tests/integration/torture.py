@@ -139,6 +139,7 @@ def play(game: Game) -> TortureRounds:
             real = _port(pair, peer.name)
             node.config_path.write_text(text.replace(f":{real};", f":{network.ports[peer.name]};"))
             made.append(torture_disks.KINDS[game.disks[node.name]](node, SIZE))
+            stack.callback(made[-1].repair)
         disks = dict(zip(NAMES, made, strict=True))
         rounds = TortureRounds(pair, game.protocol, network, disks, game.name, game.longest)
         try:

@@ -3,6 +3,8 @@
     plain   a sparse file: never fails
     small   a sparse file on a file system in memory that somebody else fills: ENOSPC
     loop    a loop device on such a file: the page cache takes the writes, their flush fails
+    locked  a loop device that becomes read-only, as a worn-out drive does: EPERM for every write; what is
+            in the page cache is stored, and reads go on
     errors  a file that nbdkit serves through its error filter and nbdfuse mounts: EIO for every
             request while it fails
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import struct
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +25,7 @@ from pathlib import Path
 from tests.integration import processes
 from tests.integration.pair import Node, PairError
 
-BLKFLSBUF = 0x1261
+BLKROSET, BLKFLSBUF = 0x125D, 0x1261
 START_SECONDS = 20.0
 ROOM = 64 << 10
 """Bytes that a full file system has left for nothing but itself."""
@@ -100,6 +103,19 @@ class LoopDisk(SmallDisk):
             fcntl.ioctl(device, BLKFLSBUF)
 
 
+class LockedDisk(LoopDisk):
+    def fail(self) -> None:
+        self._set_read_only(True)
+
+    def repair(self) -> None:
+        """Also at the end of the game: the kernel would keep the mark for the device's next user."""
+        self._set_read_only(False)
+
+    def _set_read_only(self, read_only: bool) -> None:
+        with self.path.open("rb") as device:
+            fcntl.ioctl(device, BLKROSET, struct.pack("i", read_only))
+
+
 class ErrorDisk(PlainDisk):
     can_fail = True
 
@@ -130,5 +146,6 @@ KINDS: dict[str, type[PlainDisk]] = {
     "plain": PlainDisk,
     "small": SmallDisk,
     "loop": LoopDisk,
+    "locked": LockedDisk,
     "errors": ErrorDisk,
 }
