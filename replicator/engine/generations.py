@@ -311,6 +311,11 @@ def _undo_open_sync(source: UuidSet, target: UuidSet) -> None:
         source.bitmap = target.current
 
 
+def _forget_name(source: UuidSet) -> None:
+    """Nobody has that name, and as history it would only push out one that the target may have."""
+    source.bitmap = 0
+
+
 def _is_ancestor(of: UuidSet, current: int) -> bool:
     return current in (of.history0, of.history1)
 
@@ -391,6 +396,7 @@ RULES: tuple[Rule, ...] = (
         "same data; the peer never stored the name of the resync that this node began",
         _only_own_tracks,
         _always(1),
+        correct=lambda own, _peer: _forget_name(own),
         capable=_from_91,
     ),
     Rule(
@@ -406,6 +412,7 @@ RULES: tuple[Rule, ...] = (
         "same data; this node never stored the name of the resync that the peer began",
         _only_peer_tracks,
         _always(-1),
+        correct=lambda _own, peer: _forget_name(peer),
         capable=_from_91,
     ),
     Rule(

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from protocol.states import Conn, Disk
+from protocol.states import Conn, Disk, Role
 from replicator.engine.exchange import FLAG_SKIP_INITIAL_SYNC
 from replicator.engine.refusals import soon
 from replicator.errors import NoDiskError, ReplicatorError, StateRefused
@@ -48,9 +48,10 @@ def new_current_uuid(volume: Volume, clear_bitmap: bool, done: AdminDone) -> Non
         elif volume.state.conn is Conn.Connected:
             _skip_initial_sync(volume, done)
         else:
-            volume.new_generation(
-                lambda errno: done(_failed(volume) if errno else None), store.uuids.new_current
+            store.uuids.new_current(
+                volume.resource.random_uuid(), volume.state.role is Role.Primary
             )
+            volume.generation_begun(lambda errno: done(_failed(volume) if errno else None))
 
     if clear_bitmap:
         store.bitmap.clear_all()

@@ -66,7 +66,9 @@ class ResyncSource:
 
     def start(self) -> None:
         """Both bitmaps are merged: begin, if the handler agrees."""
-        before_resync(self._volume, BEFORE_SOURCE, partial(self._begin, self._attempt))
+        volume, begin = self._volume, partial(self._begin, self._attempt)
+        # The peer has to hear of a new generation before the name of the resync that serves it.
+        before_resync(volume, BEFORE_SOURCE, lambda: volume.after_generation(begin))
 
     def state_changed(self, old: StateWord, new: StateWord) -> None:
         """The volume's state changed: an attempt to begin may be over."""

@@ -29,6 +29,7 @@ from replicator.engine.states import adjust, refusal_code
 from replicator.errors import NoDiskError, StateRefused
 
 if TYPE_CHECKING:
+    from replicator.engine.generations import UuidSet
     from replicator.engine.resource import Resource
     from replicator.engine.volume import AdminDone, Volume
 
@@ -229,20 +230,19 @@ def _can_be_forced(volume: Volume) -> bool:
 
 def _become_primary(volume: Volume, forced: bool, stable: Callable[[int], None]) -> None:
     store = volume.store
-    half_made = forced and volume.state.disk is Disk.Inconsistent
     disk = Disk.UpToDate if forced else volume.state.disk
     alone = volume.state.conn < Conn.Connected or volume.state.pdsk <= Disk.Failed
     if store is not None:
         store.uuids.mark_role(False)
+        if forced:
+            # First: no superblock may call the copy good by its old name.
+            _declare_good(volume, store.uuids)
     volume.change(role=Role.Primary, disk=disk)
     if store is None or volume.state.disk <= Disk.Failed:
         volume.exposed_uuid = _peer_generation(volume) or volume.exposed_uuid
         volume.resource.soon(lambda: stable(0))
-    elif half_made:
-        _warn_of_what_follows(volume, store.uuids.just_created)
-        volume.new_generation(stable, store.uuids.declare_good)
     elif forced:
-        volume.new_generation(stable, store.uuids.new_current)
+        volume.generation_begun(stable)
     elif alone and disk is Disk.UpToDate:
         volume.new_generation(stable)
     else:
@@ -251,13 +251,18 @@ def _become_primary(volume: Volume, forced: bool, stable: Callable[[int], None])
         volume.write_superblock(stable)
 
 
-def _warn_of_what_follows(volume: Volume, just_created: bool) -> None:
-    if not just_created:
+def _declare_good(volume: Volume, uuids: UuidSet) -> None:
+    name = volume.resource.random_uuid()
+    if volume.state.disk is not Disk.Inconsistent:
+        uuids.new_current(name, primary=True)
+        return
+    if not uuids.just_created:
         volume.log(
             "warning",
             "an Inconsistent copy was declared good by force: check the file system; a copy that "
-            "returns is a split brain, whichever of the two is to be given up",
+            "returns is a split brain, and a person has to say which of the two is given up",
         )
+    uuids.declare_good(name, primary=True)
 
 
 def _peer_generation(volume: Volume) -> int:

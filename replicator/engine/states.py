@@ -432,6 +432,13 @@ def contact_lost(old_pdsk: Disk, new_pdsk: Disk) -> bool:
     return old_pdsk is UNK and new_pdsk in (Disk.Diskless, Disk.Failed, Disk.Outdated)
 
 
+def misses_writes(state: StateWord) -> bool:
+    """Whether this node, about to serve a resync that has no name yet, completes writes of its own
+    that the peer does not get."""
+    starting = state.conn in (Conn.StartingSyncS, Conn.WFBitMapS)
+    return starting and state.role is Role.Primary and state.disk is Disk.UpToDate
+
+
 Route = Literal["data", "out-of-sync", "local"]
 
 

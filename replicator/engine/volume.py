@@ -32,7 +32,7 @@ from replicator.engine.requests import Kind
 from replicator.engine.resync import Resync
 from replicator.engine.resync_source import ResyncSource
 from replicator.engine.settings import VolumeSettings
-from replicator.engine.states import adjust, contact_lost
+from replicator.engine.states import adjust, contact_lost, misses_writes
 from replicator.engine.store import Store
 from replicator.engine.verify import Verify
 from replicator.engine.verify_target import VerifyTarget
@@ -247,6 +247,8 @@ class Volume:
                     self.generation_postponed = True
                 else:
                     self.new_generation()
+        if self.peer_may_have_current and misses_writes(new) and not new.suspended:
+            self.new_generation()
         peer_writes_here = new.peer is Role.Primary and new.pdsk is Disk.Diskless
         if peer_writes_here and not (old.peer is Role.Primary and old.pdsk is Disk.Diskless):
             if old.conn >= Conn.Connected:
@@ -401,38 +403,35 @@ class Volume:
         """A new generation is on its way to the disk."""
         return self._generations_pending > 0
 
-    def new_generation(
-        self,
-        then: Callable[[int], None] | None = None,
-        begin: Callable[[int, bool], None] | None = None,
-    ) -> None:
+    def new_generation(self, then: Callable[[int], None] | None = None) -> None:
         """What is written from here on the peer will not get: give this data a name that the peer
-        cannot have (not needed if it has one), or `begin` what an administrator has declared new.
-        Completions wait until it is stable; then(errno)."""
-        store = self.store
-        assert store is not None
+        cannot have (not needed if it has one). Completions wait until it is stable; then(errno)."""
+        assert self.store is not None
         primary = self.state.role is Role.Primary
-        uuids, name = store.uuids, self.resource.random_uuid()
-        if begin is not None:
-            begin(name, primary)
-        elif not uuids.diverge(name, primary, peer_may_have_current=self.peer_may_have_current):
+        uuids, name = self.store.uuids, self.resource.random_uuid()
+        if uuids.diverge(name, primary, peer_may_have_current=self.peer_may_have_current):
+            self.generation_begun(then)
+        else:
             uuids.mark_role(primary)
             self.write_superblock(then)
-            return
+
+    def generation_begun(self, then: Callable[[int], None] | None = None) -> None:
+        """The UUIDs name a new generation: completions wait until they are stable; then(errno)."""
+        assert self.store is not None
         self.peer_may_have_current = False
-        self.exposed_uuid = uuids.current
+        self.exposed_uuid = self.store.uuids.current
         self._generations_pending += 1
-        self.log("info", f"new current UUID: {uuids}")
+        self.log("info", f"new current UUID: {self.store.uuids}")
 
         def stable(errno: int) -> None:
             self._generations_pending -= 1
+            if not errno and self.state.conn >= Conn.Connected:
+                self.exchange.send_uuids()
             if not self.generation_pending:
                 self.application.thaw()
                 waiting, self._after_generation = self._after_generation, []
                 for action in waiting:
                     action()
-            if not errno and self.state.conn >= Conn.Connected:
-                self.exchange.send_uuids()
             if then is not None:
                 then(errno)
 
@@ -534,6 +533,7 @@ class Volume:
             # The order stands also if the connection ends before the source has named the resync.
             self.change(conn=conn, disk=Disk.Inconsistent)
         else:
+            self.peer_may_have_current = True
             self.change(conn=conn)
         if self.state.conn is not conn or store is None:
             # A disk has been lost since the two nodes agreed.

@@ -407,9 +407,7 @@ def generation_not_awaited(put: Put) -> None:
 
 @mutant("no new generation when a Primary loses its peer")
 def no_new_generation(put: Put) -> None:
-    def new_generation(self: Volume, then: Any = None, begin: Any = None) -> None:
-        if begin is not None:
-            begin(self.resource.random_uuid(), True)
+    def new_generation(self: Volume, then: Any = None) -> None:
         self.write_superblock(then)
 
     put(Volume, "new_generation", new_generation)
@@ -419,9 +417,9 @@ def no_new_generation(put: Put) -> None:
 def missed_end_ignored(put: Put) -> None:
     original = Volume.new_generation
 
-    def new_generation(self: Volume, then: Any = None, begin: Any = None) -> None:
+    def new_generation(self: Volume, then: Any = None) -> None:
         self.peer_may_have_current = False
-        original(self, then, begin)
+        original(self, then)
 
     put(Volume, "new_generation", new_generation)
 

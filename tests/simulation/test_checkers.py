@@ -104,7 +104,7 @@ def test_a_verdict_that_overwrites_what_only_one_copy_has_is_found(monkeypatch):
 @pytest.mark.python_engine
 def test_a_difference_that_a_handshake_does_not_see_is_found(monkeypatch):
     pair, guard = guarded()
-    monkeypatch.setattr(Volume, "new_generation", lambda self, then=None, begin=None: None)
+    monkeypatch.setattr(Volume, "new_generation", lambda self, then=None: None)
     written_alone(pair)
     acknowledged(guard, "alice")
     pair.network.cut = set()

@@ -405,3 +405,41 @@ def test_after_force_on_a_half_made_copy_either_may_be_given_up_and_all_is_copie
     assert pair.alice.data() == pair.bob.data()
     kept, first = (b"a", 0) if victim == "bob" else (b"b", 8 * 4096)
     assert pair.alice.data()[first : first + 4096] == kept * 4096
+
+
+def test_a_target_that_never_heard_of_its_resync_does_not_overwrite_its_source():
+    """Nobody forces anything: the target is as good as ever to itself when it starts again. But the
+    source, waiting for it to begin, has completed writes that it need not send yet."""
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    alice.power_loss()
+    pair.run(1)
+    hang(bob.disks[0], pair, 600.0)
+    alice.up()
+    until_conn(pair, alice, Conn.WFBitMapS)
+    alice.primary()
+    alice.write(0, b"a" * 4096)
+    assert alice.is_(Conn.WFBitMapS)
+    alice.kill()
+    bob.power_loss()
+    bob.up()
+    assert bob.is_(disk=Disk.UpToDate)
+    bob.primary()
+    bob.write(8 * 4096, b"b" * 4096)
+    alice.up()
+    pair.run(10)
+    stand_apart(pair)
+
+
+def test_a_primary_that_serves_an_equal_copy_ends_with_the_same_history_as_its_target():
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    before = alice.volume().store.uuids.current
+    alice.do(lambda done: alice.r.invalidate_remote(0, done))
+    pair.settle()
+    sets = [node.volume().store.uuids.masked() for node in (alice, bob)]
+    assert sets[0] == sets[1]
+    assert sets[0].current != before & ~1
+    assert sets[0].history1 == before & ~1

@@ -66,9 +66,10 @@ def test_completions_wait_for_the_last_of_two_generations_on_their_way():
         image = pair.alice.media[0].stable[layout.sb_offset : layout.sb_offset + 4096]
         stable.append(Superblock.decode(bytes(image)).current)
 
-    volume.new_generation(begin=volume.store.uuids.new_current)
-    pair.run(0.1)
-    volume.new_generation(begin=volume.store.uuids.new_current)
+    for _ in range(2):
+        volume.store.uuids.new_current(pair.alice.r.random_uuid(), primary=True)
+        volume.generation_begun()
+        pair.run(0.1)
     volume.write(0, bytes(4096), False, completed)
     pair.run(2)
     assert stable == [volume.store.uuids.current]

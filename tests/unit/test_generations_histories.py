@@ -74,10 +74,20 @@ def test_the_model_notices_a_crash_that_leaves_no_mark(monkeypatch: pytest.Monke
     assert model.explore(model.in_service(), 6, meddling=False)[1]
 
 
-def test_the_model_notices_a_half_made_copy_that_keeps_its_name_as_its_base(
+def test_the_model_notices_a_source_that_shares_its_name_with_a_target_that_misses_writes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its source may have that name, too, and writes that never came."""
+    monkeypatch.setattr(model, "names_what_the_target_misses", lambda: False)
+    violations = model.explore(model.in_service(), 7, meddling=True)[1]
+    assert any("would lose promised writes" in str(one) for one in violations)
+
+
+def test_a_half_made_copy_declared_good_loses_nothing_of_a_source_that_is_a_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its source may have its very name, and writes that never came."""
+    monkeypatch.setattr(model, "names_what_the_target_misses", lambda: False)
+    assert not model.explore(model.in_service(), 6, meddling=True)[1]
     monkeypatch.setattr(UuidSet, "declare_good", UuidSet.new_current)
     violations = model.explore(model.in_service(), 6, meddling=True)[1]
     assert any("would lose promised writes" in str(one) for one in violations)

@@ -382,6 +382,12 @@ def compatible(one: Outcome, other: Outcome) -> bool:
     return pair in ({Outcome.NOTHING}, {Outcome.SOURCE, Outcome.TARGET})
 
 
+def names_what_the_target_misses() -> bool:
+    """Whether a Primary that becomes source of an equal copy takes a new generation first, because
+    its target does not get what it writes until the resync has begun. A kernel does not."""
+    return True
+
+
 def started(world: World, verdicts: list[Verdict], lost: bool, dies: bool = False) -> World | None:
     """lost: the target never hears the name of its resync. dies: because the source goes down, after
     a Primary there has completed a write, which it need not send to a target that has not begun."""
@@ -407,8 +413,11 @@ def started(world: World, verdicts: list[Verdict], lost: bool, dies: bool = Fals
         )
         for p in world.data
     )
-    world.told = verdicts[1 - source].peer.copy()
     origin.disk = Disk.UpToDate
+    origin.shared = known
+    if known and (origin.primary or dies) and names_what_the_target_misses():
+        origin.diverge(world.fresh())
+    world.told = origin.uuids.copy()
     sync = origin.uuids.open_sync(world.fresh())
     world.connected, world.source = True, source
     if lost:
@@ -417,7 +426,7 @@ def started(world: World, verdicts: list[Verdict], lost: bool, dies: bool = Fals
             mine = both(source, True, False)
             world.data |= {Pattern(mine, mine, promised=True)}
             origin.up, origin.crashed, origin.primary = False, True, False
-        return disconnected(world, shared=known)
+        return disconnected(world, shared=origin.shared)
     target.disk = Disk.Inconsistent
     target.uuids.adopt_sync(sync, target.primary)
     return written(world)
