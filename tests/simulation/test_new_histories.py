@@ -48,6 +48,7 @@ def test_histories_that_nobody_has_played_before_lose_nothing_either():
     must_hold(random.SystemRandom().getrandbits(32), lambda: time.monotonic() < end)
 
 
+@pytest.mark.python_engine
 def test_a_violation_is_told_with_the_command_that_repeats_it_and_made_short(capsys):
     with applied("activity_log_skipped"), pytest.raises(pytest.fail.Exception) as told:
         must_hold(0, lambda: False)
