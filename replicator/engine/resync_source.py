@@ -54,6 +54,9 @@ class ResyncSource:
         """Attempts to begin that are over, begun or broken off: what one of them has waited for, such
         as a slow flush, comes too late for the next."""
         self._finishing = False
+        self._unasked = False
+        """The two have agreed on a full sync while Connected, and the target has not asked for any
+        block yet: what it reported before can still arrive, as its consent takes the other socket."""
         self._asked_by: Link | None = None
         """The connection that the queue and the counts belong to."""
         self._queue: deque[tuple[int, BlockRequest]] = deque()
@@ -74,6 +77,8 @@ class ResyncSource:
         """The volume's state changed: an attempt to begin may be over."""
         if old.conn in STARTING and new.conn not in STARTING:
             self._attempt += 1
+        if new.conn is not old.conn and new.conn not in SOURCE:
+            self._unasked = new.conn is Conn.StartingSyncS
 
     def _begin(self, attempt: int) -> None:
         """Name the resync, durably, and announce it."""
@@ -128,6 +133,7 @@ class ResyncSource:
         if self.answering >= REQUESTS_MAX:
             raise WireError(f"more than {REQUESTS_MAX} resync requests at once")
         self.answering += 1
+        self._unasked = False
         volume.peer_may_have_current = False
         if volume.state.susp_fen:
             # The target has made durable that it is Inconsistent: it cannot take over.
@@ -277,6 +283,8 @@ class ResyncSource:
     def target_is_done(self) -> bool:
         """The target reports the end. True: it is taken care of; its acknowledgements are all in."""
         volume, link = self._volume, self._link
+        if self._unasked:
+            return True
         assert volume.bitmap is not None and link is not None
         if volume.bitmap.weight > volume.resync.failed:
             link.fail(

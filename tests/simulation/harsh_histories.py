@@ -411,9 +411,10 @@ class HarshHistory(MediaHistory):
             return
         self._note(f"  {node.name}")
         before = set(self.current)
+        half_made = any(v.state.disk is Disk.Inconsistent for v in node.r.volumes.values())
         self._force_copy(node)
         if node.r.role is Role.Primary:
-            self.split = self.split or before != {node.name}
+            self.split = self.split or half_made or before != {node.name}
             self.current &= {node.name}
 
     def _force_copy(self, node: Node) -> None:

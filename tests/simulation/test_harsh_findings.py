@@ -443,3 +443,21 @@ def test_a_primary_that_serves_an_equal_copy_ends_with_the_same_history_as_its_t
     assert sets[0] == sets[1]
     assert sets[0].current != before & ~1
     assert sets[0].history1 == before & ~1
+
+
+@pytest.mark.parametrize("slowness", [(1.0, 8.0), (8.0, 1.0)])
+def test_what_a_target_said_before_it_agreed_to_a_full_sync_does_not_end_it(slowness):
+    """Its consent takes the other socket, and may overtake the report of its promotion."""
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    alice.secondary()
+    pair.network.base_latency, pair.network.slowness = 0.003, slowness
+    pair.network.break_all()
+    pair.settle()
+    alice.primary()
+    bob.r.invalidate_remote(0, lambda _error: None)
+    until_conn(pair, bob, Conn.SyncSource)
+    pair.settle()
+    assert not [line for line in pair.lines if "ended the resync, but" in line]
+    assert alice.data() == bob.data()
