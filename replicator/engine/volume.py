@@ -249,8 +249,8 @@ class Volume:
                     self.new_generation()
         if self.peer_may_have_current and misses_writes(new) and not new.suspended:
             self.new_generation()
-        peer_writes_here = new.peer is Role.Primary and new.pdsk is Disk.Diskless
-        if peer_writes_here and not (old.peer is Role.Primary and old.pdsk is Disk.Diskless):
+        peer_writes_here = new.peer is Role.Primary and new.pdsk <= Disk.Failed
+        if peer_writes_here and not (old.peer is Role.Primary and old.pdsk <= Disk.Failed):
             if old.conn >= Conn.Connected:
                 self.track_for_peer()
             # That Primary's applications use this very generation. Should this node be promoted

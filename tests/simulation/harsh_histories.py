@@ -123,6 +123,23 @@ class HarshHistory(MediaHistory):
         ends = [channel for channel in network.channels if channel.open]
         return bool(network.cut) or any(e.lossy for e in ends) or len(ends) not in (0, 4)
 
+    def _alone(self) -> None:
+        super()._alone()
+        if self.protocol != "C":
+            for primary in self._primaries():
+                for number, volume in primary.r.volumes.items():
+                    if volume.state.disk < Disk.UpToDate and volume.state.conn < Conn.Connected:
+                        self._promises_end(number)
+
+    def _promises_end(self, number: int) -> None:
+        """Under A and B a Primary that loses its disk and then the connection has lost what was on
+        its way, also if it had promised it with that disk: the peer's copy is all there is."""
+        account = self.accounts[number]
+        for node in self.nodes:
+            account.floor[node.name].clear()
+            account.forget_completions(node.name)
+        self.flushes[number].clear()
+
     def _fail_over(self) -> None:
         self._alone()
         if self._interrupted:

@@ -6,7 +6,7 @@ from errno import EIO
 
 import pytest
 
-from protocol.states import Conn, Disk
+from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.metadata.layout import geometry
 from tests.simulation.pair import FLEXIBLE, INTERNAL, Pair, create_md, differing_blocks
@@ -461,3 +461,22 @@ def test_what_a_target_said_before_it_agreed_to_a_full_sync_does_not_end_it(slow
     pair.settle()
     assert not [line for line in pair.lines if "ended the resync, but" in line]
     assert alice.data() == bob.data()
+
+
+def test_a_primary_met_while_its_disk_fails_begins_no_generation_here_before_it_writes():
+    """It may find yet that its applications use other data: what was begun for it would be a split
+    brain of which one side is empty."""
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    alice.secondary()
+    bob.disconnect()
+    pair.run(1)
+    volume = alice.volume()
+    before = volume.store.uuids.copy()
+    volume.change(conn=Conn.WFReportParams)
+    volume.change(conn=Conn.Connected, peer=Role.Primary, pdsk=Disk.Failed)
+    volume.change(pdsk=Disk.Diskless)
+    assert volume.store.uuids == before
+    volume.track_for_peer()
+    assert volume.store.uuids.bitmap == before.current
