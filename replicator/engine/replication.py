@@ -31,7 +31,7 @@ from protocol.packets import (
     data_header,
     encode,
 )
-from protocol.states import Disk
+from protocol.states import Conn, Disk
 from replicator.engine.congestion import Congestion
 from replicator.engine.ports import ReadDone, Timer
 from replicator.engine.requests import MAX_DATA, Kind, Part, Write
@@ -268,12 +268,19 @@ class Replication:
 
     def flush_peer(self, volume: Volume, done: Callable[[bool], None]) -> bool:
         """Close the epoch; under C (or without a usable local disk) `done(stable)` when the peer has
-        it all on stable storage. False: nothing to wait for, as with a copy that does not count."""
+        it all on stable storage. False: nothing to wait for, as with a copy that does not count.
+
+        The target of a resync is waited for, too, though its copy vouches for nothing: it may be
+        complete before we hear of it, and must not show what follows the flush without what came before."""
         self.close_epoch()
         if self.link is None:
             return False
         alone = volume.state.disk is not Disk.UpToDate
-        if volume.state.pdsk is not Disk.UpToDate or not (alone or self._protocol == "C"):
+        if not (alone or self._protocol == "C"):
+            return False
+        if volume.state.conn is Conn.SyncSource:
+            return self.log.wait_stable(lambda _stable: done(False))
+        if volume.state.pdsk is not Disk.UpToDate:
             return False
         if self.log.wait_stable(done):
             return True

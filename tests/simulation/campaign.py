@@ -21,9 +21,16 @@ from tests.simulation.checkers.reached import REACHED
 from tests.simulation.disk_histories import DiskHistory
 from tests.simulation.harsh_histories import HarshHistory
 from tests.simulation.histories import Act, History
+from tests.simulation.late_histories import LateHistory
 
-KINDS: dict[str, type[History]] = {"link": History, "disk": DiskHistory, "harsh": HarshHistory}
-"""Kinds of histories: faults of nodes and links; of disks and orders as well; at their worst."""
+KINDS: dict[str, type[History]] = {
+    "link": History,
+    "disk": DiskHistory,
+    "harsh": HarshHistory,
+    "late": LateHistory,
+}
+"""Kinds of histories: faults of nodes and links; of disks and orders as well; at their worst; and among
+what comes late."""
 
 BATCH = 10
 """Seeds that one process plays before it reports."""

@@ -21,8 +21,8 @@ from tests.simulation.campaign import KINDS, played
 from tests.simulation.mutations import MUTANTS, applied
 
 HISTORIES = 2000
-ORDER = ("harsh", "harsh", "disk", "harsh", "harsh", "link")
-"""Kinds of histories, in turn: the harsh ones meet most, the others are quick."""
+ORDER = ("harsh", "harsh", "disk", "harsh", "late", "link")
+"""Kinds of histories, in turn: the harsh ones, and late ones among them, meet most, the others are quick."""
 BROKEN = ("AttributeError", "NameError", "TypeError", "UnboundLocalError")
 """What a mutation raises that does not fit the engine any more: nothing is proven by that."""
 

@@ -40,6 +40,18 @@ def whole(pair: Pair) -> None:
     assert pair.bob.data()[2 * MIB : 3 * MIB] == b"n" * MIB
 
 
+def test_a_flush_is_stable_on_a_target_that_is_complete_before_its_source_knows():
+    """It may be promoted at once, and must not show what was written after the flush alone."""
+    pair = interrupted(DiskSettings(al_extents=67))
+    pair.run_until(lambda: pair.bob.is_(Conn.Connected) and pair.alice.is_(Conn.SyncSource))
+    volume, ended = pair.alice.volume(), list[int]()
+    volume.write(4 * MIB, b"w" * BLOCK, False, lambda _errno: volume.flush(ended.append))
+    pair.run_until(lambda: bool(ended))
+    assert ended == [0]
+    assert pair.bob.data()[4 * MIB :][:BLOCK] == b"w" * BLOCK
+    assert 4 * MIB // BLOCK not in pair.bob.media[0].unflushed_pages()
+
+
 @pytest.mark.parametrize("end", ["kill", "power_loss"])
 def test_a_target_that_dies_goes_on_with_what_is_left(end):
     pair = interrupted()

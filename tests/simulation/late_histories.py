@@ -1,0 +1,79 @@
+"""Invented histories in which something comes late: writes that a slow disk ends when the connection that
+they were sent over has gone and the next one is there, and resync data that the applications of a
+Primary, which is the target, have overtaken.
+
+Harsh histories, besides; they meet such a moment once in thousands. Here it is brought about, on purpose
+and often. What this file must not know: what the engine does against it.
+"""
+
+from __future__ import annotations
+
+import random
+
+from protocol.states import Role
+from tests.simulation import harsh_histories
+from tests.simulation.harsh_histories import HarshHistory
+from tests.simulation.pair import Node
+
+WEIGHTS = {**harsh_histories.WEIGHTS, "outlive": 60, "overtake": 60}
+
+
+class LateHistory(HarshHistory):
+    """One invented history; run() plays it, heals everything, and checks."""
+
+    weights = WEIGHTS
+    source = "late acts"
+
+    def _primary_in_sync(self) -> Node | None:
+        """The only Primary of a pair that has found together, if it does."""
+        self._settle()
+        self._fail_over()
+        return self._primary() if self._together() and len(self._primaries()) == 1 else None
+
+    def _outlive(self) -> None:
+        """The disk is slow with writes of a connection that breaks. The nodes meet again, and have soon
+        copied what they know of."""
+        primary = self._primary_in_sync()
+        if primary is None:
+            return
+        rng = self.rng
+        disk = primary.disks[rng.randrange(self.volumes)]
+        chance = random.Random(rng.random())
+        most = rng.choice((1.0, 20.0))
+        disk.slow = lambda kind, *_: chance.random() * most if kind == "write" else 0.0
+        for _ in range(rng.randint(1, 6)):
+            self._write(primary)
+        self.pair.run(rng.choice((0.0, 0.0001, 0.001)))
+        disk.slow = None
+        self.pair.network.break_all()
+        self._alone()
+        if rng.random() < 0.5:
+            self._work()
+        self.watch.until("sync ends", 30.0)
+        self._alone()
+
+    def _overtake(self) -> None:
+        """A Primary gets its disk back, and its applications write where the resync is copying."""
+        primary = self._primary_in_sync()
+        if primary is None:
+            return
+        rng = random.Random(self.rng.random())  # the slow disk draws from it, too
+        number = rng.randrange(self.volumes)
+        self._try(lambda: primary.do(lambda done: primary.r.detach(number, False, done), 60))
+        self._alone()
+        places = [self._place()[1] for _ in range(rng.randint(1, 6))]
+        for sectors in places:
+            self._put(number, sectors, primary)
+        self.pair.run(0.1)
+        source = self._other(primary).disks[number]
+        source.slow = lambda kind, *_: rng.random() * 0.1 if kind == "read" else 0.0
+        self._attach_all(primary)
+        self.watch.until("packet RS_DATA_REQUEST", 3.0)
+        for sectors in places:
+            if primary.r.role is Role.Primary:
+                self._put(number, sectors, primary)
+            for _ in range(rng.choice((0, 1, 3))):
+                self.pair.clock.step()
+        self.pair.run(rng.choice((0.0, 0.05, 0.5)))
+        source.slow = None
+        self._alone()
