@@ -354,6 +354,40 @@ def split_brain(stage: Stage) -> None:
     stage.compare()
 
 
+@scenario(
+    "forced-inconsistent",
+    "our invalidated copy is declared good by force: the kernel, of the same generation, is no ancestor",
+    seconds=240,
+)
+def forced_inconsistent(stage: Stage) -> None:
+    stage.prepare()
+    stage.up()
+    stage.kernel_leads()
+    stage.synced()
+    stage.kernel.adm("secondary")
+    for seed, keep_own in ((240, True), (250, False)):
+        stage.own.disconnect()
+        stage.own.cmd("invalidate", "r0")
+        stage.own.primary(force=True)
+        kept = stage.models[0][:]
+        stage.own_writes(seed, 10, area=4 << 20)
+        stage.own.secondary()
+        stage.own.connect()
+        stage.own.wait(cstate="StandAlone", timeout=40)
+        stage.kernel.wait(cs="StandAlone", seconds=40)
+        stage.show("both copies are kept")
+        if keep_own:
+            stage.kernel.adm("connect", "--discard-my-data")
+            stage.own.connect()
+        else:
+            stage.models[0] = kept
+            stage.own.connect(discard_my_data=True)
+            stage.kernel.adm("connect")
+        stage.synced()
+        stage.same_generations("after the split brain")
+        stage.compare()
+
+
 @scenario("skip-initial-sync", "the kernel says that both new disks are equal")
 def skip_initial_sync(stage: Stage) -> None:
     stage.prepare()

@@ -9,6 +9,7 @@ What this file must not know: the control socket, how errors are printed.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -20,11 +21,12 @@ from replicator.engine.refusals import (
     NO_LOCAL_DISK,
     NO_REMOTE_DISK,
     NOT_CONNECTED,
+    TRANSIENT,
     refusal,
     soon,
 )
 from replicator.engine.requests import Countdown
-from replicator.engine.roles import demote, secondary
+from replicator.engine.roles import STEP_WAIT, STEP_WAITS_MAX, demote, secondary
 from replicator.engine.states import adjust, refusal_code
 from replicator.errors import ConfigError, DaemonError, NoDiskError, ReplicatorError
 
@@ -151,8 +153,12 @@ def detach(volume: Volume, force: bool, done: AdminDone) -> None:
         ask()
 
 
-def invalidate(volume: Volume, done: AdminDone) -> None:
+def invalidate(volume: Volume, done: AdminDone, waits: int = 0) -> None:
     """The local copy counts for nothing: full resync from the peer."""
+    if volume.state.conn is Conn.WFReportParams:
+        # What it is worth has been reported: the peer goes by that until both have decided.
+        _once_more(volume, partial(invalidate, volume, done), waits, done)
+        return
     if volume.state.conn >= Conn.Connected:
         _start_full_sync(volume, Conn.StartingSyncT, done)
         return
@@ -166,8 +172,11 @@ def invalidate(volume: Volume, done: AdminDone) -> None:
     volume.mark_all(lambda errno: done(_metadata_error(volume, errno)))
 
 
-def invalidate_remote(volume: Volume, done: AdminDone) -> None:
+def invalidate_remote(volume: Volume, done: AdminDone, waits: int = 0) -> None:
     """The peer's copy counts for nothing: full resync to the peer."""
+    if volume.state.conn is Conn.WFReportParams:
+        _once_more(volume, partial(invalidate_remote, volume, done), waits, done)
+        return
     if volume.state.conn >= Conn.Connected:
         _start_full_sync(volume, Conn.StartingSyncS, done)
         return
@@ -176,6 +185,13 @@ def invalidate_remote(volume: Volume, done: AdminDone) -> None:
         return
     volume.change(pdsk=Disk.Inconsistent)
     volume.mark_all(lambda errno: done(_metadata_error(volume, errno)))
+
+
+def _once_more(volume: Volume, order: Callable[[int], None], waits: int, done: AdminDone) -> None:
+    if waits >= STEP_WAITS_MAX:
+        done(refusal(volume, TRANSIENT))
+    else:
+        volume.resource.clock.call_later(STEP_WAIT, partial(order, waits + 1))
 
 
 def _metadata_error(volume: Volume, errno: int) -> ReplicatorError | None:

@@ -480,3 +480,20 @@ def test_a_primary_met_while_its_disk_fails_begins_no_generation_here_before_it_
     assert volume.store.uuids == before
     volume.track_for_peer()
     assert volume.store.uuids.bitmap == before.current
+
+
+def test_a_copy_is_not_invalidated_between_its_report_and_the_verdict():
+    """The peer would decide on a good copy, this node on an Inconsistent one."""
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    alice.secondary()
+    pair.network.base_latency = 0.003
+    pair.network.break_all()
+    until_conn(pair, bob, Conn.WFReportParams)
+    lines = len(pair.lines)
+    bob.do(lambda done: bob.r.invalidate(0, done))
+    verdicts = [line for line in pair.lines[lines:] if "handshake: " in line]
+    assert len(verdicts) == 2 and all("handshake: nothing" in line for line in verdicts)
+    assert bob.is_(Conn.StartingSyncT, Disk.Inconsistent) or bob.is_(Conn.WFSyncUUID)
+    pair.settle()
