@@ -40,18 +40,33 @@ _ENGINE = (
     " resync_source settings store transfer_log volume watched_disk zeroes"
 )
 _METADATA = "activity_log bitmap layout"
+_RUNTIME = "disk disk_ops net"
+_NBD = "connection inbox transmission wire"
 MODULES = (
     *(f"protocol.{name}" for name in _PROTOCOL.split()),
     *(f"replicator.engine.{name}" for name in _ENGINE.split()),
     *(f"replicator.metadata.{name}" for name in _METADATA.split()),
+    *(f"replicator.runtime.{name}" for name in _RUNTIME.split()),
+    *(f"nbd_plugin.native.{name}" for name in _NBD.split()),
 )
 """What every write, read and resync block passes through. Commands, decisions and everything else
 that happens now and then stay Python: nothing would be gained."""
 
-SOURCES = ("protocol", "replicator/engine", "replicator/metadata")
+SOURCES = (
+    "protocol",
+    "replicator/engine",
+    "replicator/metadata",
+    "replicator/runtime",
+    "nbd_plugin/native",
+)
 """Folders of MODULES and of all they import, but for the files in SINGLE_SOURCES. The compiler takes
 constants and types over from one module into another, so each file counts, compiled or not."""
-SINGLE_SOURCES = ("replicator/__init__.py", "replicator/errors.py", "replicator/compiled.py")
+SINGLE_SOURCES = (
+    "replicator/__init__.py",
+    "replicator/compiled.py",
+    "replicator/config/model.py",
+    "replicator/errors.py",
+)
 
 
 class Twin(NamedTuple):
@@ -133,7 +148,7 @@ def _load(directory: Path) -> Twin:
         sys.meta_path.remove(finder)
         # Not only MODULES: what was imported on the way has their classes in it.
         for name in list(sys.modules):
-            if name.startswith(("protocol.", "replicator.")) and name != __name__:
+            if name.startswith(("protocol.", "replicator.", "nbd_plugin.")) and name != __name__:
                 del sys.modules[name]
         return Twin(None, f"cannot be loaded: {error}")
     return Twin(directory)

@@ -17,7 +17,7 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from replicator.engine.ports import Buffer, Channel, ChannelEvents
 
@@ -395,13 +395,13 @@ class _Dial:
             raise
 
 
-def resolve(endpoint: Endpoint) -> tuple[socket.AddressFamily, tuple[str, int]]:
-    """Family and socket address of a numeric endpoint. Raises OSError for what is not numeric."""
+def resolve(endpoint: Endpoint) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """Family and socket address (IPv6: of four parts) of a numeric endpoint. Raises OSError for what is not numeric."""
     found = socket.getaddrinfo(
         endpoint.host, endpoint.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
     )
     family, _, _, _, address = found[0]
-    return family, cast("tuple[str, int]", address)
+    return family, address
 
 
 def describe_loss(error: Exception | None) -> str:

@@ -1,5 +1,5 @@
 """The compiled twin does what the Python modules do: it is made here if it is not there yet, plays the
-same histories to the same digests, and passes the tests of engine, protocol and metadata."""
+same histories to the same digests, and passes the tests of engine, protocol, metadata, disks, TCP and NBD."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.simulation.campaign import KINDS
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 10
-TESTS = ("engine", "protocol", "metadata")
-"""Names of unit tests begin with the package that they are about."""
+TESTS = ("engine", "protocol", "metadata", "native", "runtime_disk", "runtime_net", "runtime_turns")
+"""Names of unit tests begin with what they are about."""
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,7 @@ def test_a_seed_plays_the_same_history_in_python_and_compiled(twin: None) -> Non
 
 @pytest.mark.timeout(900)
 def test_the_tests_of_the_engine_pass_with_the_compiled_twin_too(twin: None) -> None:
-    files = [
-        f"{path}" for name in TESTS for path in (ROOT / "tests/unit").glob(f"test_{name}_*.py")
-    ]
+    files = [f"{path}" for name in TESTS for path in (ROOT / "tests/unit").glob(f"test_{name}*.py")]
     assert len(files) >= len(TESTS)
     done = run(["pytest", "-q", "-p", "no:cacheprovider", *files, "tests/simulation"], "compiled")
     assert done.returncode == 0, done.stdout[-5000:]

@@ -27,10 +27,12 @@ for name in ("replicator.engine.application", "protocol.framing", "replicator.en
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of the sources with a directory in which their twin should be; it holds nothing usable."""
     monkeypatch.delenv(compiled.PURE, raising=False)
-    for folder in (*compiled.SOURCES, "replicator"):
-        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
-        for file in (compiled.ROOT / folder).glob("*.py"):
-            shutil.copy(file, tmp_path / folder)
+    for folder in ("protocol", "replicator", "nbd_plugin"):
+        shutil.copytree(
+            compiled.ROOT / folder,
+            tmp_path / folder,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     compiled.place(tmp_path).mkdir(parents=True)
     return tmp_path
 

@@ -101,6 +101,7 @@ async def test_all_completions_arrive_on_the_loops_thread(disk: FileDisk) -> Non
     assert threads == {threading.get_ident()}
 
 
+@pytest.mark.python_engine
 async def test_submissions_of_one_iteration_are_handed_over_once(
     disk: FileDisk, monkeypatch: pytest.MonkeyPatch
 ) -> None:

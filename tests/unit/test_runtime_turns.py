@@ -185,6 +185,7 @@ def test_small_writes_need_no_thread_and_large_ones_do(tmp_path: Path) -> None:
     assert content[1 << 20 : 2 << 20] == b"x" * (1 << 20)
 
 
+@pytest.mark.python_engine
 def test_an_error_of_a_write_between_turns_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +200,7 @@ def test_an_error_of_a_write_between_turns_is_told(
     with_disk(tmp_path / "disk", story)
 
 
+@pytest.mark.python_engine
 def test_a_write_that_stalls_holds_up_neither_the_loop_nor_later_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
