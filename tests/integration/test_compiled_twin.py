@@ -14,6 +14,8 @@ from replicator import compiled
 from tests.integration.pair import Pair
 from tests.simulation.campaign import KINDS
 
+pytestmark = pytest.mark.timeout(900)  # to compile takes long on a busy machine
+
 ROOT = Path(__file__).parents[2]
 SEEDS = 10
 TESTS = ("engine", "protocol", "metadata", "native", "runtime_disk", "runtime_net", "runtime_turns")
@@ -64,7 +66,6 @@ def test_a_compiled_node_and_one_in_python_mirror_each_other_and_say_what_they_a
         assert pair.difference(size=1 << 20) is None
 
 
-@pytest.mark.timeout(600)
 def test_a_seed_plays_the_same_history_in_python_and_compiled(twin: None) -> None:
     """The digest has all messages, disk writes and lines of the log."""
     found = digests("compiled")
@@ -72,7 +73,6 @@ def test_a_seed_plays_the_same_history_in_python_and_compiled(twin: None) -> Non
     assert found == digests("python")
 
 
-@pytest.mark.timeout(900)
 def test_the_tests_of_the_engine_pass_with_the_compiled_twin_too(twin: None) -> None:
     files = [f"{path}" for name in TESTS for path in (ROOT / "tests/unit").glob(f"test_{name}*.py")]
     assert len(files) >= len(TESTS)
