@@ -57,8 +57,8 @@ class ResyncSource:
         self._unasked = False
         """The two have agreed on a full sync while Connected, and the target has not asked for any
         block yet: what it reported before can still arrive, as its consent takes the other socket."""
-        self._asked_by: Link | None = None
-        """The connection that the queue and the counts belong to."""
+        self._asked_in: tuple[Link, int] | None = None
+        """The connection and the attempt that the queue and the counts belong to."""
         self._queue: deque[tuple[int, BlockRequest]] = deque()
         self._reading = 0
         self._wake: Timer | None = None
@@ -126,8 +126,9 @@ class ResyncSource:
         if volume.data_disk is None or volume.state.disk < Disk.UpToDate:
             self._refuse(link, request)
             return
-        if link is not self._asked_by:
-            self._asked_by = link
+        asked_in = link, self._attempt
+        if asked_in != self._asked_in:
+            self._asked_in = asked_in
             self._queue.clear()
             self.answering = self._reading = 0
         if self.answering >= REQUESTS_MAX:
@@ -143,10 +144,12 @@ class ResyncSource:
 
     def answer_more(self) -> None:
         """Read for as many of the requests as memory and the link's queue allow."""
-        link = self._asked_by
+        if self._asked_in is None:
+            return
+        link, _attempt = asked_in = self._asked_in
         volume = self._volume
         courtesy, clock = volume.resource.courtesy, volume.resource.clock
-        while self._queue and link is not None and not link.closed:
+        while self._queue and not link.closed:
             if self._reading >= READING_MAX or link.data.channel.unsent >= UNSENT_MAX:
                 return
             if wait := courtesy.wait(volume.resync, clock.now()):
@@ -157,7 +160,7 @@ class ResyncSource:
             courtesy.take(clock.now(), request.blksize)
             self._reading += request.blksize
             # The data must not be older than a write of the peer that came before the request.
-            self._after_peer_writes(partial(self._read, link, command, request))
+            self._after_peer_writes(partial(self._read, asked_in, command, request))
 
     def _woken(self) -> None:
         self._wake = None
@@ -165,10 +168,9 @@ class ResyncSource:
 
     def note_pace(self, pace: Pace) -> None:
         """Why the target does not get more at this moment, as far as it can be seen from here."""
-        link = self._asked_by
         if self._wake is not None:
             pace.now = Reason.YIELDING
-        elif link is not None and link.data.channel.unsent:
+        elif self._asked_in is not None and self._asked_in[0].data.channel.unsent:
             pace.now = Reason.LINK
         else:
             pace.now = Reason.OWN_DISK if self._reading else Reason.PEER
@@ -178,7 +180,10 @@ class ResyncSource:
         if writes is not None:
             writes.when_started(action)
 
-    def _read(self, link: Link, command: int, request: BlockRequest) -> None:
+    def _read(self, asked_in: tuple[Link, int], command: int, request: BlockRequest) -> None:
+        """The answer goes out only in the resync that has asked: to a target that has begun anew
+        since, over the same connection, it would be one too many."""
+        link, attempt = asked_in
         volume, disk = self._volume, self._volume.data_disk
         thin = command == Command.RS_THIN_REQ
         nsectors = request.blksize >> 9
@@ -186,7 +191,7 @@ class ResyncSource:
 
         def ended() -> None:
             volume.locks.release(holds[0])
-            if link is self._asked_by:
+            if asked_in == self._asked_in:
                 self.answering -= 1
                 self._reading -= request.blksize
                 self.answer_more()
@@ -199,7 +204,7 @@ class ResyncSource:
             read(request.sector << 9, request.blksize, loaded)
 
         def loaded(errno: int, data: bytes) -> None:
-            if self._link is link and not link.closed:
+            if self._link is link and attempt == self._attempt and not link.closed:
                 if errno:
                     self._refuse(link, request)
                     volume.resync.failed += -(-nsectors // SECTORS_PER_BIT)

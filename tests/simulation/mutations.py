@@ -354,13 +354,14 @@ def no_locks_on_target(put: Put) -> None:
 
 @mutant("a resync read does not wait for writes in flight")
 def resync_read_unlocked(put: Put) -> None:
-    def read(self: Any, link: Any, command: int, request: Any) -> None:
-        disk = self._volume.data_disk
+    def read(self: Any, asked_in: tuple[Any, int], command: int, request: Any) -> None:
+        (link, attempt), disk = asked_in, self._volume.data_disk
 
         def loaded(errno: int, data: bytes) -> None:
-            if not errno and self._link is link and not link.closed:
+            current = self._link is link and attempt == self._attempt and not link.closed
+            if not errno and current:
                 self._answer(link, request, data)
-            if link is self._asked_by:
+            if asked_in == self._asked_in:
                 self.answering -= 1
                 self._reading -= request.blksize
                 self.answer_more()

@@ -430,6 +430,29 @@ def test_resync_data_that_an_application_has_overtaken_is_not_written():
     assert pair.bob.data()[8192:12288] == b"2" * 4096
 
 
+def test_what_a_resync_that_ended_has_asked_for_is_not_answered_in_the_next():
+    """The target would have one answer too many, and end the connection over it."""
+    pair = Pair()
+    pair.up_synced()
+    detach(pair.bob)
+    pair.run(0.1)
+    pair.alice.write(8192, b"1" * 4096)
+    pair.alice.write(MIB, b"1" * 4096)
+    seconds = {8192: 3.0, MIB: 10.0}
+    pair.alice.disks[0].slow = lambda kind, offset, _length: (
+        seconds.get(offset, 0.0) if kind == "read" else 0.0
+    )
+    attach(pair.bob)
+    pair.run_until(lambda: pair.bob.volume().resync.outstanding == 2)
+    detach(pair.bob)
+    pair.run(0.1)
+    attach(pair.bob)
+    pair.settle()
+    pair.run(5)
+    assert not [line for line in pair.lines if "connection ended" in line]
+    assert pair.bob.data()[8192:12288] == b"1" * 4096
+
+
 def test_asking_again_for_overtaken_data_repeats_no_request_that_is_under_way():
     """The source answers each request, and an answer to nothing would end the connection."""
     pair = Pair()
