@@ -59,6 +59,9 @@ class ResyncSource:
         block yet: what it reported before can still arrive, as its consent takes the other socket."""
         self._asked_in: tuple[Link, int] | None = None
         """The connection and the attempt that the queue and the counts belong to."""
+        self._refused_by: Link | None = None
+        """The connection by which a refusal may be under way: it takes the other socket, and must not be
+        taken for the answer to a request of the next resync."""
         self._queue: deque[tuple[int, BlockRequest]] = deque()
         self._reading = 0
         self._wake: Timer | None = None
@@ -100,6 +103,10 @@ class ResyncSource:
                 volume.local_io_error("flush before resync", 0, errno, store.data)
                 return
             if self._link is not link or attempt != self._attempt:
+                return
+            if link is not None and link is self._refused_by:
+                self._refused_by = None
+                link.ping(partial(flushed, 0))
                 return
             self._finishing = False
             volume.change(conn=Conn.SyncSource, pdsk=Disk.Inconsistent)
@@ -221,6 +228,7 @@ class ResyncSource:
             go()
 
     def _refuse(self, link: Link, request: BlockRequest) -> None:
+        self._refused_by = link
         sector, size = request.sector, request.blksize
         send_answer(self._volume, link, Command.NEG_RS_DREPLY, sector, SYNCER_ID, size)
 

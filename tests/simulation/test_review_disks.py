@@ -453,6 +453,25 @@ def test_what_a_resync_that_ended_has_asked_for_is_not_answered_in_the_next():
     assert pair.bob.data()[8192:12288] == b"1" * 4096
 
 
+def test_a_refusal_that_comes_late_is_not_taken_for_an_answer_in_the_next_resync():
+    """It takes the slower socket; the source has its disk again, and both have begun anew."""
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    detach(bob)
+    pair.run(0.1)
+    alice.write(8192, b"1" * 4096)
+    alice.disks[0].fails = lambda kind, *_: errno.EIO if kind == "read" else 0
+    alice.r.replication.link.meta.channel.slowness = 200.0
+    attach(bob)
+    pair.run_until(lambda: alice.is_(disk=Disk.Diskless))
+    alice.disks[0].fails = None
+    attach(alice)
+    pair.settle()
+    assert not [line for line in pair.lines if "connection ended" in line]
+    assert bob.data()[8192:12288] == b"1" * 4096
+
+
 def test_asking_again_for_overtaken_data_repeats_no_request_that_is_under_way():
     """The source answers each request, and an answer to nothing would end the connection."""
     pair = Pair()
