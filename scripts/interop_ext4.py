@@ -52,6 +52,8 @@ class Mounted:
     def equal(self, title: str) -> None:
         self.sh(CHECK)
         self.stage.show(title)
+        marked = self.stage.own.status()["volumes"][0]["oos"], self.stage.kernel.counters()["oos"]
+        self.stage.check(marked == (0, 0), f"out of sync here and there: {marked} KiB")
         self.stage.model_from(self.node)
         self.stage.compare()
 
@@ -117,6 +119,7 @@ def guest_ext4(stage: Stage) -> None:
 def on_host(stage: Stage) -> None:
     """We are Primary, with the same file system, the same ways."""
     stage.own.primary()
+    subprocess.run(["e2fsck", "-f", "-n", stage.own.device()], check=True, capture_output=True)
     point = stage.directory / "mnt"
     point.mkdir()
     mounted = Mounted(stage, stage.own, str(point), here=True)
