@@ -326,8 +326,22 @@ class DiskHistory(History):
 
     # --- resync -------------------------------------------------------------------------------
 
+    @property
+    def _interrupted(self) -> bool:
+        """What is sent may get lost while both nodes believe that they are connected."""
+        network = self.pair.network
+        ends = [channel for channel in network.channels if channel.open]
+        return bool(network.cut) or any(e.lossy for e in ends) or len(ends) not in (0, 4)
+
+    @property
+    def _may_give_up_a_copy(self) -> bool:
+        """Under A and B what is on its way would be given up with a Primary's copy."""
+        return self.protocol == "C" or not self._interrupted
+
     def _invalidate(self) -> None:
         node = self._some_running()
+        if not self._may_give_up_a_copy:
+            return
         if node is None or (node.name in self.current and len(self.current) == 1):
             return
         number = self.rng.randrange(self.volumes)
@@ -342,6 +356,8 @@ class DiskHistory(History):
 
     def _invalidate_remote(self) -> None:
         node = self._some_running()
+        if not self._may_give_up_a_copy:
+            return
         if node is None or node.name not in self.current or self.split:
             return
         number = self.rng.randrange(self.volumes)

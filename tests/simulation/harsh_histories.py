@@ -116,13 +116,6 @@ class HarshHistory(MediaHistory):
 
     # --- who has what -------------------------------------------------------------------------
 
-    @property
-    def _interrupted(self) -> bool:
-        """What is sent may get lost while both nodes believe that they are connected."""
-        network = self.pair.network
-        ends = [channel for channel in network.channels if channel.open]
-        return bool(network.cut) or any(e.lossy for e in ends) or len(ends) not in (0, 4)
-
     def _alone(self) -> None:
         super()._alone()
         if self.protocol != "C":
@@ -147,15 +140,6 @@ class HarshHistory(MediaHistory):
                 return
             self.ambiguous = True
         super()._fail_over()
-
-    def _invalidate(self) -> None:
-        if self.protocol == "C" or not self._interrupted:
-            super()._invalidate()
-
-    def _invalidate_remote(self) -> None:
-        """Under A and B what is on its way would be given up with a Primary's copy."""
-        if self.protocol == "C" or not self._interrupted:
-            super()._invalidate_remote()
 
     def _try(self, call: Callable[[], None]) -> None:
         """Whatever is ordered: if it makes a node Primary, that is a moment to look."""
