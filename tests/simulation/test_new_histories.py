@@ -17,7 +17,7 @@ from tests.simulation import explore
 from tests.simulation.campaign import KINDS, Task, played
 from tests.simulation.mutations import applied
 
-SECONDS = 20.0
+SECONDS = 5.0
 SHRINK_SECONDS = 60.0
 
 
