@@ -2,10 +2,10 @@
 half as long as to receive into it.
 
 Rules:
-1. Who has lent memory gives it back by forgetting it: it is lent again when no view of it is left,
-   so nobody's data changes under their hands, whatever they keep, and there is nothing to forget.
+1. Who has borrowed memory just drops it: it is lent again when no view of it is left, so nobody's
+   data changes under their hands, whatever they keep, and nothing has to be handed back.
 2. What is kept for the next borrower is bounded: KEPT bytes of each size.
-3. One thread lends; any thread may be the last to forget.
+3. One thread lends; any thread may be the last to drop a view.
 """
 
 from __future__ import annotations

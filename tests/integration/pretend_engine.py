@@ -1,6 +1,7 @@
 """nbdkit's plugin script with a pretend engine behind it: the front end tested by itself.
 
-Run by nbdkit in place of nbd_plugin/nbdkit_plugin.py, whose functions it takes over unchanged.
+Run by nbdkit in place of nbd_plugin/nbdkit_script.py; takes over the functions of nbdkit_plugin.py
+unchanged.
 """
 
 from __future__ import annotations

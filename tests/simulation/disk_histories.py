@@ -340,9 +340,9 @@ class DiskHistory(History):
 
     def _invalidate(self) -> None:
         node = self._some_running()
-        if not self._may_give_up_a_copy:
+        if node is None or not self._may_give_up_a_copy:
             return
-        if node is None or (node.name in self.current and len(self.current) == 1):
+        if node.name in self.current and len(self.current) == 1:
             return
         number = self.rng.randrange(self.volumes)
         alone = node.volume(number).state.conn < Conn.Connected
@@ -356,9 +356,9 @@ class DiskHistory(History):
 
     def _invalidate_remote(self) -> None:
         node = self._some_running()
-        if not self._may_give_up_a_copy:
+        if node is None or not self._may_give_up_a_copy:
             return
-        if node is None or node.name not in self.current or self.split:
+        if node.name not in self.current or self.split:
             return
         number = self.rng.randrange(self.volumes)
         if node.disks[number].fails is not None:
