@@ -22,6 +22,7 @@ from replicator.errors import ReplicatorError
 from tests.simulation import disk_histories
 from tests.simulation.histories import SIZE, Account, Act
 from tests.simulation.media_histories import MediaHistory
+from tests.simulation.medium import stamps
 from tests.simulation.pair import FLEXIBLE, INTERNAL, MIB, Node, Pair, create_md
 from tests.simulation.strikes import MEETING, PARTING, WRITING, Watch
 
@@ -167,9 +168,9 @@ class HarshHistory(MediaHistory):
         must.flushed(account.floor[node.name], {node.name})
         for completed in self.completed[number : number + 1]:
             must.flushed(completed, {node.name})
-        shown = [int.from_bytes(medium.read(s * 512, 8), "little") for s in account.writes]
+        newest = max((stamps(medium.current_page(s >> 3))[s & 7] for s in account.writes), default=0)
         for last, promised in self.flushes[number]:
-            if max(shown, default=0) > last:
+            if newest > last:
                 must.flushed(promised, {node.name})
         found = must.violations(node.name, medium)
         self.complaints += [f"{node.name} promoted: {words}" for words in found[:3]]

@@ -10,12 +10,15 @@ What this file must not know: time, nodes, the engine.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
 
 SECTOR = 512
 PAGE = 4096
 ZERO_PAGE = bytes(PAGE)
 ALL_SECTORS = 0xFF
+NUMBER = struct.Struct("<Q")
 
 Before = tuple[bytes, int]
 """A page as it was, and the mask of its sectors that were written since."""
@@ -66,10 +69,23 @@ class Medium:
         """Pages with such sectors."""
         return set().union(*self._layers)
 
+    def all_stable(self, pages: Iterable[int]) -> bool:
+        """Whether none of these is among them."""
+        return all(layer.keys().isdisjoint(pages) for layer in self._layers)
+
     def read(self, offset: int, length: int) -> bytes:
+        page, skip = divmod(offset, PAGE)
+        if skip + length <= PAGE:
+            return self.pages.get(page, ZERO_PAGE)[skip : skip + length]
         if self.pages.keys().isdisjoint(pages_of(offset, length)):
             return bytes(length)
         return self._join(self.current_page, offset, length)
+
+    def is_zero(self, offset: int, length: int) -> bool:
+        """Whether a read would give nothing but zeroes."""
+        if self.pages.keys().isdisjoint(pages_of(offset, length)):
+            return True
+        return self.read(offset, length) == bytes(length)
 
     def current_page(self, page: int) -> bytes:
         return self.pages.get(page, ZERO_PAGE)
@@ -94,10 +110,8 @@ class Medium:
         """Change the current content; stable only after seal() and settle(). To write what is there
         already changes nothing: any crash leaves the same."""
         zeroes = len(data) > PAGE and data == bytes(len(data))
-        if zeroes and self.pages.keys().isdisjoint(pages_of(offset, len(data))):
-            return
         layer, pages, changed = self._layers[-1], self.pages, self.changed
-        for page, content, mask in self._split(offset, data):
+        for page, content, mask in self._split(offset, data, unless_zero=zeroes):
             old = pages.get(page, ZERO_PAGE)
             if content == old:
                 continue
@@ -115,14 +129,19 @@ class Medium:
             if self.changed is not None:
                 self.changed(page)
 
-    def _split(self, offset: int, data: bytes) -> Iterator[tuple[int, bytes, int]]:
-        """(page, its content with `data` in it, mask of the sectors that `data` covers)."""
+    def _split(
+        self, offset: int, data: bytes, *, unless_zero: bool = False
+    ) -> Iterator[tuple[int, bytes, int]]:
+        """(page, its content with `data` in it, mask of the sectors that `data` covers).
+        unless_zero: leave out pages of zeroes."""
         assert offset % SECTOR == 0 and len(data) % SECTOR == 0
         page, skip = divmod(offset, PAGE)
         start = 0
         while start < len(data):
             part = data[start : start + PAGE - skip]
-            if len(part) == PAGE:
+            if unless_zero and page not in self.pages:
+                pass
+            elif len(part) == PAGE:
                 yield page, part, ALL_SECTORS
             else:
                 old, end = self.pages.get(page, ZERO_PAGE), skip + len(part)
@@ -193,6 +212,17 @@ class Medium:
         assert other.size == self.size
         self.pages = dict(other.pages)
         self._layers = [{}]
+
+
+@lru_cache(16384)
+def stamps(page: bytes) -> tuple[int, ...]:
+    """What each sector of this page is full of: a number of eight bytes, or -1 if it is not that all
+    over."""
+    found = []
+    for at in range(0, PAGE, SECTOR):
+        sector = page[at : at + SECTOR]
+        found.append(NUMBER.unpack_from(sector)[0] if sector == sector[:8] * 64 else -1)
+    return tuple(found)
 
 
 def pages_of(offset: int, length: int) -> range:

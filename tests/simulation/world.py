@@ -20,6 +20,8 @@ MAX_STEPS = 5_000_000
 
 
 class Timer:
+    __slots__ = ("action",)
+
     def __init__(self, action: Callable[[], None]) -> None:
         self.action: Callable[[], None] | None = action
 
@@ -160,11 +162,12 @@ class Disk:
     def read_unless_hole(
         self, offset: int, length: int, done: Callable[[int, bytes], None]
     ) -> None:
-        def loaded(error: int, data: bytes) -> None:
-            hole = self.tells_holes and data == bytes(length)
-            done(error, b"" if hole else data)
+        def act() -> None:
+            error = self._error("read", offset, length)
+            hole = self.tells_holes and self.medium.is_zero(offset, length)
+            done(error, b"" if error or hole else self.medium.read(offset, length))
 
-        self.read(offset, length, loaded)
+        self._later(act, "read", offset, length)
 
     def write(self, offset: int, data: Any, done: Callable[[int], None]) -> None:
         data = bytes(data)

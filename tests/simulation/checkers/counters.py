@@ -7,6 +7,7 @@ What this file must not know: how the engine counts.
 from __future__ import annotations
 
 from tests.simulation.checkers import observe
+from tests.simulation.checkers.observe import Statuses
 from tests.simulation.pair import Pair
 
 GAUGES = ("lo", "pe", "ua", "ap", "oos", "ns", "nr", "dw", "dr", "al", "bm", "open_count")
@@ -16,12 +17,13 @@ BLOCK_KIB = 4
 
 class Counters:
     def __init__(self, pair: Pair) -> None:
-        self._nodes = (pair.alice, pair.bob)
+        self._pair = pair
 
-    def violations(self) -> list[str]:
+    def violations(self, statuses: Statuses | None = None) -> list[str]:
+        """statuses: those of this moment, if they have been looked at already."""
         found = []
-        for node in self._nodes:
-            for shown in observe.counters_of(node):
+        for node, status in statuses or observe.statuses(self._pair):
+            for shown in status.volumes:
                 where = f"{node.name}/{shown.volume}"
                 for name in GAUGES:
                     if getattr(shown, name) < 0:
@@ -39,8 +41,8 @@ class Counters:
     def left_when_idle(self) -> list[str]:
         """After all faults and requests have ended: nothing is under way any more."""
         found = []
-        for node in self._nodes:
-            for shown in observe.counters_of(node):
+        for node, status in observe.statuses(self._pair):
+            for shown in status.volumes:
                 found += [
                     f"{node.name}/{shown.volume}: {name} is {getattr(shown, name)} when idle"
                     for name in IDLE

@@ -21,7 +21,7 @@ EVERY = 13
 """Events between two looks. Each costs as much as several events; a campaign of many histories sees
 more with this than one of few that looks after each event."""
 COUNTERS_EVERY = 8
-"""Looks between two at the counters: a whole status is made for each."""
+"""Looks between two at the counters, for which whole statuses are made."""
 
 
 class Violation(AssertionError):
@@ -74,7 +74,8 @@ class Guard:
         self.looks += 1
         found = [words for one in self.differences for words in one.violations()]
         if self.looks % COUNTERS_EVERY == 0:
-            found += self.counters.violations() + self.waits.violations()
+            statuses = observe.statuses(self._pair)
+            found += self.counters.violations(statuses) + self.waits.violations(statuses)
         self.report(found)
 
     def era_of_writes(self, primary: str, volume: int) -> int | None:

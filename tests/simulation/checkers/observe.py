@@ -12,7 +12,7 @@ from typing import NamedTuple
 from protocol.states import StateWord
 from replicator.engine import exchange, handshake
 from replicator.engine.handshake import Handshake, Verdict
-from replicator.engine.snapshot import VolumeSnapshot
+from replicator.engine.snapshot import ResourceSnapshot
 from replicator.engine.status import snapshot
 from replicator.engine.volume import Volume
 from tests.simulation.pair import Node, Pair
@@ -24,7 +24,7 @@ def volume_of(node: Node, number: int) -> Volume | None:
 
 def state_of(node: Node, number: int) -> StateWord | None:
     """None while the node is down."""
-    volume = volume_of(node, number)
+    volume = node.resource.volumes.get(number) if node.resource is not None else None
     return volume.state if volume is not None else None
 
 
@@ -61,14 +61,13 @@ def _ranges(volume: Volume) -> Iterator[tuple[int, int]]:
         yield write.sector, write.sector + write.nsectors
 
 
-def counters_of(node: Node) -> list[VolumeSnapshot]:
-    """What status shows of every volume; nothing while the node is down."""
-    return snapshot(node.resource).volumes if node.resource is not None else []
+Statuses = list[tuple[Node, ResourceSnapshot]]
 
 
-def waiting_for(node: Node) -> str:
-    """What status says the whole resource waits for."""
-    return snapshot(node.resource).waiting_for if node.resource is not None else ""
+def statuses(pair: Pair) -> Statuses:
+    """What status shows of every node that runs."""
+    nodes = (pair.alice, pair.bob)
+    return [(node, snapshot(node.resource)) for node in nodes if node.resource is not None]
 
 
 def frozen(node: Node, number: int) -> int:

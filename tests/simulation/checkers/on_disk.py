@@ -35,18 +35,14 @@ PRIMARY_IND, FULL_SYNC = 1 << 1, 1 << 3
 
 
 class Superblock(NamedTuple):
-    """Of the fields only those that matter here. Offsets are in bytes from the medium's start."""
+    """Of what it says only what matters here."""
 
-    size_sectors: int
     current: int
     flags: int
-    al_offset: int
-    al_blocks: int
-    bm_offset: int
-
-    @property
-    def blocks(self) -> int:
-        return ceil_div(self.size_sectors, 8)
+    blocks: int
+    log: range
+    """The pages of the activity log."""
+    bitmap: range
 
 
 @lru_cache(4096)
@@ -54,14 +50,20 @@ def superblock(raw: bytes, offset: int) -> Superblock:
     fields = SUPERBLOCK.unpack_from(raw)
     size, current, flags = fields[0], fields[1], fields[7]
     al_offset, bm_offset, stripes, stripe_blocks = fields[10], fields[12], fields[15], fields[16]
+    blocks = ceil_div(size, 8)
+    first, bits = (_page(offset, sectors) for sectors in (al_offset, bm_offset))
     return Superblock(
-        size,
         current,
         flags,
-        offset + 512 * struct.unpack(">i", struct.pack(">I", al_offset & 0xFFFFFFFF))[0],
-        max(1, stripes) * max(8, stripe_blocks),
-        offset + 512 * struct.unpack(">i", struct.pack(">I", bm_offset & 0xFFFFFFFF))[0],
+        blocks,
+        range(first, first + max(1, stripes) * max(8, stripe_blocks)),
+        range(bits, bits + ceil_div(blocks, 8 * PAGE)),
     )
+
+
+def _page(offset: int, sectors: int) -> int:
+    """The number of the page that is so many sectors, a signed number of 32 bits, behind `offset`."""
+    return (offset + 512 * struct.unpack(">i", struct.pack(">I", sectors & 0xFFFFFFFF))[0]) // PAGE
 
 
 @lru_cache(8192)
@@ -103,32 +105,37 @@ def active_blocks(ring: tuple[bytes, ...]) -> int:
     return mask
 
 
-def marked(medium: Medium, superblock_at: int, page_at: Callable[[int], bytes]) -> int:
+@lru_cache(4096)
+def bitmap_of(raw: tuple[bytes, ...], blocks: int) -> int:
+    return int.from_bytes(b"".join(raw), "little") & (1 << blocks) - 1
+
+
+def marked(superblock_at: int, page_at: Callable[[int], bytes]) -> int:
     """The blocks, as a mask, that the metadata lets a node take for out of sync when it starts.
 
-    page_at: the medium's current or its stable pages.
+    page_at: a medium's current or its stable pages.
     """
     head = superblock(page_at(superblock_at // PAGE), superblock_at)
     if head.current & ~1 in (0, UUID_JUST_CREATED):
         return -1  # also of a volume whose size is not known yet
-    everything = (1 << head.blocks) - 1
     if head.flags & FULL_SYNC:
-        return everything
-    first = head.bm_offset // PAGE
-    pages = range(first, first + ceil_div(head.blocks, 8 * PAGE))
-    mask = int.from_bytes(b"".join(map(page_at, pages)), "little")
+        return (1 << head.blocks) - 1
+    mask = bitmap_of(tuple(map(page_at, head.bitmap)), head.blocks)
     if head.flags & PRIMARY_IND:
-        first = head.al_offset // PAGE
-        mask |= active_blocks(tuple(map(page_at, range(first, first + head.al_blocks))))
-    return mask & everything
+        mask |= active_blocks(tuple(map(page_at, head.log))) & (1 << head.blocks) - 1
+    return mask
 
 
 def marked_now(medium: Medium, superblock_at: int) -> int:
     """If the node's process ends here."""
-    return marked(medium, superblock_at, medium.current_page)
+    return marked(superblock_at, medium.current_page)
 
 
 def marked_at_worst(medium: Medium, superblock_at: int) -> int:
     """If it loses power here: what is on its way to the platter may have got there or not."""
-    now = marked(medium, superblock_at, medium.current_page)
-    return now & marked(medium, superblock_at, medium.stable_page)
+    now = marked_now(medium, superblock_at)
+    at = superblock_at // PAGE
+    head = superblock(medium.current_page(at), superblock_at)
+    if medium.all_stable((at, *head.bitmap, *head.log)):
+        return now
+    return now & marked(superblock_at, medium.stable_page)

@@ -6,6 +6,7 @@ What this file must not know: how the engine finds the reason.
 from __future__ import annotations
 
 from tests.simulation.checkers import observe
+from tests.simulation.checkers.observe import Statuses
 from tests.simulation.pair import Pair
 
 AT_REST = ("StandAlone", "Connected", "SyncSource", "SyncTarget", "VerifyS", "VerifyT")
@@ -22,16 +23,16 @@ class Waits:
         self._since: dict[str, tuple[str, float]] = {}
         """Per volume of a node the connection state at the last look, and since when it was seen."""
 
-    def violations(self) -> list[str]:
+    def violations(self, statuses: Statuses | None = None) -> list[str]:
+        """statuses: those of this moment, if they have been looked at already."""
         found = []
-        for node in (self._pair.alice, self._pair.bob):
-            reason = observe.waiting_for(node)
-            for shown in observe.counters_of(node):
+        for node, status in statuses or observe.statuses(self._pair):
+            for shown in status.volumes:
                 where = f"{node.name}/{shown.volume}"
                 found += self._too_long(where, shown.cs)
                 frozen = observe.frozen(node, shown.volume)
                 waits = shown.cs not in AT_REST + PASSING or shown.disk == "Negotiating" or frozen
-                if waits and not (shown.waiting_for or reason):
+                if waits and not (shown.waiting_for or status.waiting_for):
                     found.append(
                         f"{where}: {shown.cs}, disk {shown.disk}, {frozen} requests held, "
                         "and status gives no reason"
