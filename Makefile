@@ -34,9 +34,10 @@ demo: ready ## two nodes on this machine: mirror, kill one, fail over, resynchro
 SECONDS := 60
 JOBS := 1
 KIND :=
+STEPS :=
 sim: ready ## invent histories of faults for SECONDS=60 with JOBS=1, or play one: make sim SEED=7
 	@$(VENV)/bin/python -m tests.simulation.explore $(if $(KIND),--kind $(KIND)) \
-		$(if $(SEED),--seed $(SEED),--seconds $(SECONDS) --jobs $(JOBS))
+		$(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED),--seconds $(SECONDS) --jobs $(JOBS))
 
 HISTORIES := 2000
 ONLY :=

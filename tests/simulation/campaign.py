@@ -11,11 +11,13 @@ import gc
 import itertools
 import multiprocessing
 import queue
+import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tests.simulation.checkers.reached import REACHED
 from tests.simulation.disk_histories import DiskHistory
@@ -35,8 +37,28 @@ what comes late."""
 BATCH = 10
 """Seeds that one process plays before it reports."""
 
-Task = tuple[str, int]
-"""Kind and seed of a history."""
+SHORT = range(4, 13)
+SHORT_SHARE = 0.75
+"""Of a campaign's histories. Short ones find as much as long ones of the same duration, and some of it
+sooner; what needs many faults in a row is left to the others, which are as long as their seed says."""
+
+
+class Task(NamedTuple):
+    """Which history. steps: how many acts it has; 0: as many as the seed says."""
+
+    kind: str
+    seed: int
+    steps: int = 0
+
+    def __str__(self) -> str:
+        steps = f" STEPS={self.steps}" if self.steps else ""
+        return f"SEED={self.seed} KIND={self.kind}{steps}"
+
+
+def task(kind: str, seed: int) -> Task:
+    """What a campaign plays of a seed: most histories short, the others whole."""
+    rng = random.Random(f"length of {kind} {seed}")
+    return Task(kind, seed, rng.choice(SHORT) if rng.random() < SHORT_SHARE else 0)
 
 
 @dataclass
@@ -60,8 +82,7 @@ class Outcome:
 
 def played(task: Task, acts: list[Act] | None = None) -> tuple[str, History]:
     """Play one history: ("" or what went wrong, the history as it ended)."""
-    kind, seed = task
-    history = KINDS[kind](seed, acts=acts)
+    history = KINDS[task.kind](task.seed, task.steps, acts)
     try:
         history.run()
     except Exception as error:
@@ -86,13 +107,18 @@ def play_batch(tasks: list[Task]) -> Outcome:
 
 
 def batches(
-    kinds: list[str], first: int, end: int | None, stop: float | None
+    kinds: list[str], first: int, end: int | None, stop: float | None, steps: int = 0
 ) -> Iterator[list[Task]]:
-    """Seeds from `first` to before `end`, or until the monotonic time `stop`, each with every kind."""
+    """Seeds from `first` to before `end`, or until the monotonic time `stop`, each with every kind;
+    steps: acts of each."""
     seed = first
     while (end is None or seed < end) and (stop is None or time.monotonic() < stop):
         after = seed + BATCH if end is None else min(seed + BATCH, end)
-        yield [(kind, number) for number in range(seed, after) for kind in kinds]
+        yield [
+            Task(kind, number, steps) if steps else task(kind, number)
+            for number in range(seed, after)
+            for kind in kinds
+        ]
         seed = after
 
 

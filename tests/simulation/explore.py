@@ -1,11 +1,13 @@
 """Play invented histories from a shell: one by its seed, or as many new ones as time allows.
 
     python -m tests.simulation.explore --seed 7             # one, with everything that was logged
+    python -m tests.simulation.explore --seed 7 --steps 9   # the same seed, but only so many acts
     python -m tests.simulation.explore --seconds 600        # from a seed that nobody has seen yet
     python -m tests.simulation.explore --from 0 --to 500    # a fixed set
     python -m tests.simulation.explore --from 0 --to 500000 --jobs 8
 
-Every seed stands for one history of each kind (see campaign.KINDS); --kind chooses one of them.
+Every seed stands for one history of each kind (see campaign.KINDS); --kind chooses one of them. Most
+histories of a campaign are shorter than their seed says (see campaign.task).
 A failure prints the command that repeats it, and the acts that are enough to cause it.
 Exit status 0: nothing found; 1: a history failed.
 """
@@ -28,7 +30,7 @@ SHRINK_SECONDS = 120.0
 
 def play(seed: int, acts: list[Act] | None = None, kind: str = "link") -> tuple[str, list[str]]:
     """Play one history: ("" or what went wrong, the log)."""
-    failure, history = played((kind, seed), acts)
+    failure, history = played(Task(kind, seed), acts)
     return failure, history.pair.lines
 
 
@@ -55,32 +57,31 @@ def shrink(task: Task, acts: list[Act], failure: str, seconds: float) -> list[Ac
 
 
 def report(task: Task, failure: str, shrink_seconds: float = SHRINK_SECONDS) -> None:
-    kind, seed = task
-    print(f"{kind} history of seed {seed} fails: {failure.splitlines()[0]}", flush=True)
-    whole = KINDS[kind](seed).acts
+    print(f"{task.kind} history of seed {task.seed} fails: {failure.splitlines()[0]}", flush=True)
+    whole = KINDS[task.kind](task.seed, task.steps).acts
     acts = shrink(task, whole, failure, shrink_seconds)
     final, history = played(task, acts)
     print(f"\nenough to cause it ({len(acts)} of {len(whole)} acts):")
     print("\n".join(history.pair.lines))
     print(f"\n{final}")
-    print(f"\nthe whole history again: make sim SEED={seed} KIND={kind}")
+    print(f"\nthe whole history again: make sim {task}")
 
 
-def show(seed: int, kinds: list[str]) -> int:
+def show(seed: int, kinds: list[str], steps: int) -> int:
     """Play the histories of one seed and print their logs. Returns the exit status."""
     failed = 0
     for kind in kinds:
-        failure, history = played((kind, seed))
+        failure, history = played(Task(kind, seed, steps))
         print("\n".join(history.pair.lines))
         print(f"\n{kind} history of seed {seed}: {failure or 'nothing lost, both copies equal'}\n")
         failed |= bool(failure)
     return failed
 
 
-def print_digests(first: int, end: int, kinds: list[str]) -> None:
+def print_digests(first: int, end: int, kinds: list[str], steps: int) -> None:
     for seed in range(first, end):
         for kind in kinds:
-            history = KINDS[kind](seed)
+            history = KINDS[kind](seed, steps)
             trace = Trace(history)
             history.run()
             print(kind, seed, trace.digest())
@@ -97,6 +98,12 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--seed", type=int, help="play the histories of this one, print their logs")
     parser.add_argument("--kind", choices=sorted(KINDS), help="only histories of this kind")
+    parser.add_argument(
+        "--steps",
+        type=int,
+        default=0,
+        help="acts of each; default what the seed says, in a campaign for a quarter of the seeds",
+    )
     parser.add_argument("--seconds", type=float, default=60.0, help="explore for this long")
     parser.add_argument("--from", dest="first", type=int, help="first seed; default a random one")
     parser.add_argument("--to", type=int, help="end with the seed before this one")
@@ -109,15 +116,17 @@ def main() -> int:
     options = arguments()
     kinds = [options.kind] if options.kind else list(KINDS)
     if options.seed is not None:
-        return show(options.seed, kinds)
+        return show(options.seed, kinds, options.steps)
     first = random.SystemRandom().getrandbits(32) if options.first is None else options.first
     if options.digests:
-        print_digests(first, first + 1 if options.to is None else options.to, kinds)
+        end = first + 1 if options.to is None else options.to
+        print_digests(first, end, kinds, options.steps)
         return 0
     stop = time.monotonic() + options.seconds if options.to is None else None
-    end = "" if options.to is None else f" to {options.to - 1}"
-    print(f"histories of kind {' and '.join(kinds)}, seeds from {first}{end}", flush=True)
-    total = run(batches(kinds, first, options.to, stop), max(1, options.jobs))
+    to = "" if options.to is None else f" to {options.to - 1}"
+    print(f"histories of kind {' and '.join(kinds)}, seeds from {first}{to}", flush=True)
+    work = batches(kinds, first, options.to, stop, options.steps)
+    total = run(work, max(1, options.jobs))
     print_reached(total.reached)
     for task, failure in total.failures[:1]:
         report(task, failure)

@@ -168,7 +168,9 @@ class HarshHistory(MediaHistory):
         must.flushed(account.floor[node.name], {node.name})
         for completed in self.completed[number : number + 1]:
             must.flushed(completed, {node.name})
-        newest = max((stamps(medium.current_page(s >> 3))[s & 7] for s in account.writes), default=0)
+        newest = max(
+            (stamps(medium.current_page(s >> 3))[s & 7] for s in account.writes), default=0
+        )
         for last, promised in self.flushes[number]:
             if newest > last:
                 must.flushed(promised, {node.name})

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from tests.simulation.campaign import KINDS, played
+from tests.simulation.campaign import KINDS, Task, played
 from tests.simulation.mutations import MUTANTS, applied
 
 HISTORIES = 2000
@@ -48,14 +48,14 @@ def hunt(name: str, limit: int, first: int = 0) -> Found | None:
     with applied(name):
         for count, kind in enumerate(islice(cycle(ORDER), limit)):
             seed = first + count
-            failure, _history = played((kind, seed))
+            failure, _history = played(Task(kind, seed))
             if failure.startswith(BROKEN):
                 raise BrokenMutantError(f"{name}, {kind} history of seed {seed}: {failure}")
             if failure:
                 break
         else:
             return None
-    blamed, _history = played((kind, seed))
+    blamed, _history = played(Task(kind, seed))
     if blamed:
         raise BrokenMutantError(
             f"{kind} history of seed {seed} fails without {name}, too: {blamed.splitlines()[0]}"

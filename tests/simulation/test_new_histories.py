@@ -14,7 +14,7 @@ from itertools import count
 import pytest
 
 from tests.simulation import explore
-from tests.simulation.campaign import KINDS, Task, played
+from tests.simulation.campaign import KINDS, Task, played, task
 from tests.simulation.mutations import applied
 
 SECONDS = 5.0
@@ -26,9 +26,10 @@ def play_on(first: int, goes_on: Callable[[], bool]) -> tuple[Task, str] | None:
     and how."""
     for seed in count(first):
         for kind in KINDS:
-            failure, _history = played((kind, seed))
+            chosen = task(kind, seed)
+            failure, _history = played(chosen)
             if failure:
-                return (kind, seed), failure
+                return chosen, failure
         if not goes_on():
             return None
     raise AssertionError("there is no last seed")
@@ -38,9 +39,8 @@ def must_hold(first: int, goes_on: Callable[[], bool]) -> None:
     """Fails the test, with all that is known, if one of these histories fails."""
     found = play_on(first, goes_on)
     if found is not None:
-        (kind, seed), failure = found
         explore.report(*found, SHRINK_SECONDS)
-        pytest.fail(f"make sim SEED={seed} KIND={kind}: {failure}", pytrace=False)
+        pytest.fail(f"make sim {found[0]}: {found[1]}", pytrace=False)
 
 
 def test_histories_that_nobody_has_played_before_lose_nothing_either():
