@@ -351,7 +351,7 @@ class HarshHistory(MediaHistory):
         if primary is not None:
             self._alone()
             other = self._other(primary)
-            in_touch = other.name in self.current
+            in_touch = other.name in self.current or self._together()
             how = self.rng.choice((Node.kill, Node.power_loss))
             self.completed = [a.before_flush(primary.name) for a in self.accounts]
             self._end_of(primary, how)
@@ -420,6 +420,9 @@ class HarshHistory(MediaHistory):
         if node.r.role is Role.Primary:
             self.split = self.split or half_made or before != {node.name}
             self.current &= {node.name}
+            if self.protocol != "C":
+                # What the other one had promised with its own disk alone, and not sent yet.
+                self.discarded, self.ambiguous = self._other(node).name, True
 
     def _force_copy(self, node: Node) -> None:
         for account, flushes in zip(self.accounts, self.flushes, strict=True):
