@@ -221,10 +221,19 @@ class Attachment:
             volume.change(disk=disk, pdsk=Disk.Outdated)
         else:
             volume.change(disk=disk)
-        if volume.state.role is Role.Primary and volume.state.disk is Disk.UpToDate:
-            # It goes on alone on this disk: the peer will miss that.
-            volume.new_generation()
         done(None)
+
+    def nothing_to_compare(self) -> None:
+        """The peer has no disk either: the one that is Negotiating is used as it is, unless the
+        applications use other data."""
+        volume = self._volume
+        alone = volume.prepared(volume.state)
+        if alone is None:
+            volume.log("error", "applications use newer data than this disk has; it is given up")
+            volume.drop_disk()
+            return
+        volume.change(disk=Disk.UpToDate if alone.disk is Disk.Consistent else alone.disk)
+        volume.exchange.send_state()
 
     def _attach_later(self, flags: Flags, done: AdminDone) -> None:
         volume, token, looks = self._volume, self._attaching, 0

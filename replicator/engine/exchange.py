@@ -231,7 +231,7 @@ class Exchange:
         self.peer_flags = packet.flags
         self.peer_weight = packet.dirty_bits
         if volume.state.role is Role.Primary and volume.state.disk <= Disk.Failed:
-            if self.decided:
+            if self.decided and volume.state.pdsk > Disk.Failed:
                 volume.exposed_uuid = packet.current
             elif volume.exposed_uuid and (volume.exposed_uuid ^ packet.current) >> 1:
                 volume.resource.refuse_peer(
@@ -294,6 +294,10 @@ class Exchange:
         behind = peer.conn is Conn.Ahead and state.conn is Conn.Connected
         conn = Conn.Behind if behind else state.conn
         volume.change(conn=conn, peer=peer.role, pdsk=disk, peer_isp=isp)
+        if peer.disk is Disk.Negotiating and state.disk < Disk.Negotiating:
+            self.send_state()  # that the peer need not wait for a disk to compare with
+        elif state.disk is Disk.Negotiating and peer.disk < Disk.Negotiating:
+            volume.attachment.nothing_to_compare()
 
     def _refuses_second_primary(self, peer: StateWord) -> bool:
         volume = self._volume

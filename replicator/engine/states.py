@@ -432,6 +432,12 @@ def contact_lost(old_pdsk: Disk, new_pdsk: Disk) -> bool:
     return old_pdsk is UNK and new_pdsk in (Disk.Diskless, Disk.Failed, Disk.Outdated)
 
 
+def came_alone(old: StateWord, new: StateWord) -> bool:
+    """Whether a disk came into use of which the peer, should it get its own again, lacks the writes."""
+    alone = new.conn < Conn.Connected or new.pdsk <= Disk.Failed
+    return old.disk <= Disk.Negotiating < new.disk and alone
+
+
 def misses_writes(state: StateWord) -> bool:
     """Whether this node, about to serve a resync that has no name yet, completes writes of its own
     that the peer does not get."""

@@ -32,7 +32,7 @@ from replicator.engine.requests import Kind
 from replicator.engine.resync import Resync
 from replicator.engine.resync_source import ResyncSource
 from replicator.engine.settings import VolumeSettings
-from replicator.engine.states import adjust, contact_lost, misses_writes
+from replicator.engine.states import adjust, came_alone, contact_lost, misses_writes
 from replicator.engine.store import Store
 from replicator.engine.verify import Verify
 from replicator.engine.verify_target import VerifyTarget
@@ -177,7 +177,7 @@ class Volume:
             fencing=self.settings.disk.fencing,
             on_no_data=self.resource.settings.on_no_data_accessible,
             old=old,
-            prepared=self._prepared(old),
+            prepared=self.prepared(old),
         )
         if new == old:
             return
@@ -205,8 +205,8 @@ class Volume:
             return wanted._replace(pdsk=Disk.DUnknown)
         return wanted
 
-    def _prepared(self, old: StateWord) -> StateWord | None:
-        """What a Negotiating disk becomes when the connection goes: only the data in use counts."""
+    def prepared(self, old: StateWord) -> StateWord | None:
+        """What a Negotiating disk becomes without a peer's: only the data in use counts."""
         if old.disk is not Disk.Negotiating or self.store is None:
             return None
         exposed = self.exposed_uuid if old.role is Role.Primary else 0
@@ -237,7 +237,7 @@ class Volume:
         if data_lost and old.pdsk >= Disk.Inconsistent and new.conn >= Conn.Connected:
             self.resource.replication.peer_disk_lost(self)
         resync_lost = old.conn > Conn.Connected > new.conn
-        if data_lost or resync_lost:
+        if data_lost or resync_lost or came_alone(old, new):
             # A peer that has only just been met may find yet that its applications use other data:
             # not before it writes here (see track_for_peer).
             met = old.conn >= Conn.Connected
