@@ -75,7 +75,8 @@ class DiskHistory(History):
         )
 
     def _may_suspect(self) -> bool:
-        return self.split or self.ambiguous
+        doubts = self.guard is not None and any(one.in_doubt() for one in self.guard.lineages)
+        return self.split or self.ambiguous or doubts
 
     def _books(self) -> list[Account]:
         return self.accounts
@@ -412,7 +413,7 @@ class DiskHistory(History):
             self._make_anew()
             self.pair.run(20)
         self._copy_marked()
-        self.split = self.split or self.ambiguous
+        self.split = self._may_suspect()
         try:
             super().heal()
         except OSError:

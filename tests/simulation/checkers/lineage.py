@@ -160,6 +160,10 @@ class Lineage:
         self.eras[name], self._shared[name], self._own[name] = set(eras), set(eras), None
         self._put_back.add(name)
 
+    def in_doubt(self) -> bool:
+        """A disk failed as its copy began an era: the other copy may have begun one for that Primary."""
+        return bool(self._doubtful.intersection(self._surplus("alice") + self._surplus("bob")))
+
     # --- what is judged -----------------------------------------------------------------------
 
     def decided(self, event: Decided) -> list[str]:
