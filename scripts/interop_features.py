@@ -307,6 +307,36 @@ def own_diskless(stage: Stage) -> None:
     stage.compare()
 
 
+@scenario("both-diskless", "neither has a disk; the kernel attaches first, then we do")
+def both_diskless(stage: Stage) -> None:
+    stage.prepare()
+    stage.up()
+    stage.kernel_leads()
+    stage.synced()
+    stage.kernel.adm("secondary")
+    for first in ("kernel", "own"):
+        stage.own.cmd("detach", "r0")
+        stage.own.wait(dstate="Diskless/UpToDate")
+        stage.kernel.adm("detach")
+        stage.kernel.wait(ds="Diskless/Diskless")
+        if first == "kernel":
+            stage.kernel.adm("attach")
+            stage.kernel.wait(ds="UpToDate/Diskless")
+            stage.kernel.adm("primary")
+            stage.kernel_writes(221, 20)
+            stage.kernel.adm("secondary")
+            stage.own.cmd("attach", "r0")
+        else:
+            stage.own.cmd("attach", "r0")
+            stage.own.wait(dstate="UpToDate/Diskless")
+            stage.own.primary()
+            stage.own_writes(222, 20)
+            stage.own.secondary()
+            stage.kernel.adm("attach")
+        stage.synced()
+        stage.compare()
+
+
 @scenario(
     "split-brain",
     "both were Primary while apart; solved by discarding ours, then theirs",
