@@ -237,7 +237,8 @@ class Channel:
         self.other: Channel | None = None
         self.open = True
         self.lossy = False
-        """What leaves this end gets lost, while the other connection works."""
+        """What leaves this end gets lost, from here on: a stream has no gaps. The other connection
+        may work."""
         self.slowness = 1.0
         """How much longer than usual what leaves this end is under way."""
         self.stuck = False
@@ -326,7 +327,7 @@ class Network:
         self.nodes = nodes
         self.alive = dict.fromkeys(nodes, False)
         self.cut: set[str] = set()
-        """Nodes whose outgoing packets are lost."""
+        """Nodes whose outgoing packets are lost, and with them all that follows on a connection."""
         self.breaks_after: dict[str, int] = {}
         """Bytes of a node that still arrive; then its connections break."""
         self.watch: Callable[[str, str, bytes], None] | None = None
@@ -348,7 +349,10 @@ class Network:
         return self.nodes[1] if node == self.nodes[0] else self.nodes[0]
 
     def deliver(self, sender: str, channel: Channel, data: bytes | None) -> None:
-        if sender in self.cut or (channel.other is not None and channel.other.lossy):
+        near = channel.other
+        assert near is not None
+        near.lossy = near.lossy or sender in self.cut
+        if near.lossy:
             return
         if not channel.open or not self.alive[channel.owner]:
             return
