@@ -7,6 +7,8 @@ What this file must not know: what a history is made of.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import itertools
 import multiprocessing
@@ -34,13 +36,16 @@ KINDS: dict[str, type[History]] = {
 """Kinds of histories: faults of nodes and links; of disks and orders as well; at their worst; and among
 what comes late."""
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's mallopt."""
 BATCH = 10
 """Seeds that one process plays before it reports."""
 
-SHORT = range(4, 13)
-SHORT_SHARE = 0.75
-"""Of a campaign's histories. Short ones find as much as long ones of the same duration, and some of it
-sooner; what needs many faults in a row is left to the others, which are as long as their seed says."""
+SHORT_OTHER = range(4, 13), 0.75
+SHORT = {"late": (range(2, 8), 0.875)}
+"""By kind: how many acts a short history of a campaign has, and the share of those. What needs many faults
+in a row is left to the others, which are as long as their seed says. Of the late ones each act is made
+of several faults, and costs as much as four others."""
 
 
 class Task(NamedTuple):
@@ -58,7 +63,8 @@ class Task(NamedTuple):
 def task(kind: str, seed: int) -> Task:
     """What a campaign plays of a seed: most histories short, the others whole."""
     rng = random.Random(f"length of {kind} {seed}")
-    return Task(kind, seed, rng.choice(SHORT) if rng.random() < SHORT_SHARE else 0)
+    lengths, share = SHORT.get(kind, SHORT_OTHER)
+    return Task(kind, seed, rng.choice(lengths) if rng.random() < share else 0)
 
 
 @dataclass
@@ -102,6 +108,8 @@ def play_batch(tasks: list[Task]) -> Outcome:
         if failure:
             outcome.failures.append((task, failure))
             break
+        del history
+        gc.collect(0)
     outcome.reached = REACHED.copy()
     return outcome
 
@@ -123,15 +131,21 @@ def batches(
 
 
 def _start_worker() -> None:
-    """The interrupt is for the one who counts. Most garbage dies young: look at it less often."""
+    """The interrupt is for the one who counts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    less_garbage_collection()
+    keep_memory()
 
 
-def less_garbage_collection() -> None:
+def keep_memory() -> None:
+    """Garbage is looked for when a history has ended (play_batch), seldom in the middle of one. And what
+    is freed is kept for the next large buffer, instead of given back to the system and got again."""
     gc.freeze()
-    gc.set_threshold(100_000, 20, 20)
+    gc.set_threshold(200_000, 20, 20)
+    with contextlib.suppress(OSError, AttributeError):  # no glibc
+        set_option = ctypes.CDLL(None).mallopt
+        set_option(M_TRIM_THRESHOLD, 256 << 20)
+        set_option(M_MMAP_THRESHOLD, 32 << 20)
 
 
 def run(work: Iterator[list[Task]], jobs: int, progress_seconds: float = 60.0) -> Outcome:
@@ -156,7 +170,7 @@ def run(work: Iterator[list[Task]], jobs: int, progress_seconds: float = 60.0) -
 
 def _outcomes(work: Iterator[list[Task]], jobs: int) -> Iterator[Outcome]:
     if jobs == 1:
-        less_garbage_collection()
+        keep_memory()
         yield from map(play_batch, work)
         return
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()

@@ -11,6 +11,7 @@ import errno
 import random
 import struct
 from collections.abc import Callable
+from functools import partial
 
 from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
@@ -295,7 +296,7 @@ class DiskHistory(History):
         node, number = chosen
         chance = random.Random(self.rng.random())
         most = self.rng.choice((0.0, 0.01, 0.1, 3.0))
-        node.disks[number].slow = lambda *_: chance.random() ** 4 * most
+        node.disks[number].slow = lambda _kind, _offset, _length: chance.random() ** 4 * most
 
     def _detach(self) -> None:
         chosen = self._some_disk()
@@ -323,7 +324,7 @@ class DiskHistory(History):
                 # The system has dropped what it could not write.
                 self.torn.discard((node.name, number))
                 node.media[number].power_loss(self.pair.rng)
-            self._try(lambda n=number: node.do(lambda done: node.attach(n, done), 60))
+            self._try(partial(node.do, partial(node.attach, number), 60))
 
     # --- resync -------------------------------------------------------------------------------
 
@@ -426,7 +427,7 @@ class DiskHistory(History):
         for node in self.nodes:
             for number, volume in node.r.volumes.items():
                 if volume.state.user_isp:
-                    self._try(lambda n=node, v=number: n.do(lambda d: n.r.resume_sync(v, d)))
+                    self._try(partial(node.do, partial(node.r.resume_sync, number)))
 
     def _copy_marked(self) -> None:
         """Marks without a reason to synchronise, of an order that a crash has undone: a person has
@@ -436,9 +437,8 @@ class DiskHistory(History):
             if self._together() and marked:
                 self._note(f"  {number} is copied because of marks")
                 self._resume_all()
-                self._try(
-                    lambda n=number: self.pair.bob.do(lambda d: self.pair.bob.r.invalidate(n, d))
-                )
+                bob = self.pair.bob
+                self._try(partial(bob.do, partial(bob.r.invalidate, number)))
                 self.pair.run(60)
 
     def _give_up_lost_use(self) -> None:

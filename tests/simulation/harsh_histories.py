@@ -256,9 +256,9 @@ class HarshHistory(MediaHistory):
         kind = rng.choice((WRITING, PARTING, MEETING, MEETING))
         moment = rng.choice(kind)
         if rng.random() < 0.8:
-            if kind is WRITING:
+            if kind == WRITING:
                 rng.choice((self._work, self._load))()
-            elif kind is PARTING:
+            elif kind == PARTING:
                 self._work()
                 rng.choice((self._break_connections, self._disconnect, self._kill))()
             else:
@@ -478,7 +478,7 @@ class HarshHistory(MediaHistory):
         node.meta_disks[number].delay *= self.meta_slower
         if self.bad_disk is not None:
             chance = random.Random(self.bad_disk.random())
-            node.meta_disks[number].fails = lambda *_: EIO if chance.random() < 0.1 else 0
+            node.meta_disks[number].fails = partial(_fails_at_times, chance, 0.1)
 
     def _fail_disk(self) -> None:
         super()._fail_disk()
@@ -486,7 +486,7 @@ class HarshHistory(MediaHistory):
             if self.pair.placement.external and self.rng.random() < 0.2:
                 for disk in node.meta_disks:
                     chance = random.Random(self.rng.random())
-                    disk.fails = lambda *_, c=chance: EIO if c.random() < 0.5 else 0
+                    disk.fails = partial(_fails_at_times, chance, 0.5)
 
     def _start_badly(self) -> None:
         """Start a node whose disks cannot always be read or written."""
@@ -568,3 +568,8 @@ class HarshHistory(MediaHistory):
         accused = [li for li in self.pair.lines if any(words in li for words in ACCUSATIONS)]
         self.complaints += [f"a sound peer was accused: {line}" for line in accused]
         super().check()
+
+
+def _fails_at_times(chance: random.Random, share: float, *_call: object) -> int:
+    """For Disk.fails: any call, with this probability."""
+    return EIO if chance.random() < share else 0

@@ -446,7 +446,7 @@ class History:
         if not running:
             return
         node = self.rng.choice(running)
-        if node.r.role is Role.Primary:
+        if node in self._primaries():
             return
         lost = self._primary() is not None or node.name not in self.current
         if self.protocol != "C" and lost:
@@ -454,7 +454,7 @@ class History:
         self._note(f"  {node.name}")
         before = set(self.current)
         self._try(node.primary)
-        if node.r.role is Role.Primary and not node.synced:
+        if node in self._primaries() and not node.synced:
             self.split = self.split or before != {node.name}
             self.current &= {node.name}
 

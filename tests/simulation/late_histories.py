@@ -40,7 +40,9 @@ class LateHistory(HarshHistory):
         disk = primary.disks[rng.randrange(self.volumes)]
         chance = random.Random(rng.random())
         most = rng.choice((1.0, 20.0))
-        disk.slow = lambda kind, *_: chance.random() * most if kind == "write" else 0.0
+        disk.slow = lambda kind, _offset, _length: (
+            chance.random() * most if kind == "write" else 0.0
+        )
         for _ in range(rng.randint(1, 6)):
             self._write(primary)
         self.pair.run(rng.choice((0.0, 0.0001, 0.001)))
@@ -66,7 +68,7 @@ class LateHistory(HarshHistory):
             self._put(number, sectors, primary)
         self.pair.run(0.1)
         source = self._other(primary).disks[number]
-        source.slow = lambda kind, *_: rng.random() * 0.1 if kind == "read" else 0.0
+        source.slow = lambda kind, _offset, _length: rng.random() * 0.1 if kind == "read" else 0.0
         self._attach_all(primary)
         self.watch.until("packet RS_DATA_REQUEST", 3.0)
         for sectors in places:

@@ -114,7 +114,7 @@ class MediaHistory(DiskHistory):
         end = clock.time + self.rng.choice((0.2, 2.0, 15.0))
         for disk in (node.disks[number], node.meta_disks[number]):
             if self.rng.random() < 0.7:
-                disk.slow = lambda *_: max(0.0, end - clock.time)
+                disk.slow = lambda _kind, _offset, _length: max(0.0, end - clock.time)
 
     # --- copies that are lost -----------------------------------------------------------------
 

@@ -78,14 +78,14 @@ class Medium:
         if skip + length <= PAGE:
             return self.pages.get(page, ZERO_PAGE)[skip : skip + length]
         if self.pages.keys().isdisjoint(pages_of(offset, length)):
-            return bytes(length)
+            return zeroes(length)
         return self._join(self.current_page, offset, length)
 
     def is_zero(self, offset: int, length: int) -> bool:
         """Whether a read would give nothing but zeroes."""
         if self.pages.keys().isdisjoint(pages_of(offset, length)):
             return True
-        return self.read(offset, length) == bytes(length)
+        return self.read(offset, length) == zeroes(length)
 
     def current_page(self, page: int) -> bytes:
         return self.pages.get(page, ZERO_PAGE)
@@ -109,9 +109,9 @@ class Medium:
     def write(self, offset: int, data: bytes) -> None:
         """Change the current content; stable only after seal() and settle(). To write what is there
         already changes nothing: any crash leaves the same."""
-        zeroes = len(data) > PAGE and data == bytes(len(data))
+        only_zeroes = len(data) > PAGE and data == zeroes(len(data))
         layer, pages, changed = self._layers[-1], self.pages, self.changed
-        for page, content, mask in self._split(offset, data, unless_zero=zeroes):
+        for page, content, mask in self._split(offset, data, unless_zero=only_zeroes):
             old = pages.get(page, ZERO_PAGE)
             if content == old:
                 continue
@@ -212,6 +212,12 @@ class Medium:
         assert other.size == self.size
         self.pages = dict(other.pages)
         self._layers = [{}]
+
+
+@lru_cache(1024)
+def zeroes(length: int) -> bytes:
+    """Always the same object, so that to compare it costs nothing."""
+    return bytes(length)
 
 
 @lru_cache(16384)

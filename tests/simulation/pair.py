@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from protocol.states import Conn, Disk, Role
@@ -23,6 +23,7 @@ from replicator.metadata.apply_al import apply_al as plan_apply_al
 from replicator.metadata.layout import Placement, geometry, sb_offset
 from replicator.metadata.superblock import Superblock, read_superblock
 from tests.simulation import world
+from tests.simulation.medium import Medium
 
 INTERNAL, FLEXIBLE = Placement("internal"), Placement("flexible")
 MIB = 1 << 20
@@ -36,11 +37,11 @@ class Node:
     def __init__(self, pair: Pair, name: str, sizes: Sequence[int]) -> None:
         self.pair = pair
         self.name = name
-        self.media = [world.Medium(size) for size in sizes]
+        self.media = [Medium(size) for size in sizes]
         self.metas = self.media
         """Where each volume's metadata lies: on the data's own medium, unless that is external."""
         if pair.placement.external:
-            self.metas = [world.Medium(META_SIZE) for _ in sizes]
+            self.metas = [Medium(META_SIZE) for _ in sizes]
         self.resource: Resource | None = None
         self.disks: list[world.Disk] = []
         self.meta_disks: list[world.Disk] = []
@@ -80,7 +81,7 @@ class Node:
             self.disks.append(data)
             self.meta_disks.append(meta)
         for number in range(len(self.media)):
-            self.do(lambda done, n=number: self._attach(n, done))
+            self.do(partial(self._attach, number))
         if connect:
             self.do(lambda done: self.r.connect(False, done))
 
@@ -102,7 +103,7 @@ class Node:
 
     def do(
         self,
-        command: Callable[[Callable[[ReplicatorError | None], None]], None],
+        command: Callable[[Callable[[ReplicatorError | None], None]], object],
         limit: float = 30.0,
     ) -> None:
         """Run a command to its end. Raises the error it ends with."""
@@ -271,7 +272,7 @@ class Pair:
         self.alice.primary()
         self.settle()
 
-    def _prepared(self, name: str) -> list[world.Medium]:
+    def _prepared(self, name: str) -> list[Medium]:
         sizes = tuple(medium.size for medium in self.alice.media)
         return synced_media(sizes, self.placement)[name]
 
@@ -304,7 +305,7 @@ class Pair:
 
 
 @cache
-def synced_media(sizes: tuple[int, ...], placement: Placement) -> dict[str, list[world.Medium]]:
+def synced_media(sizes: tuple[int, ...], placement: Placement) -> dict[str, list[Medium]]:
     """Empty disks of two nodes that have once been synchronised and then stopped in good order:
     those for data, then those for metadata that have their own."""
     pair = Pair(0, sizes[0], len(sizes), placement=placement)
@@ -313,12 +314,12 @@ def synced_media(sizes: tuple[int, ...], placement: Placement) -> dict[str, list
     for node in (pair.bob, pair.alice):
         node.disconnect()
         for number in range(len(sizes)):
-            node.do(lambda done, n=node, v=number: n.r.detach(v, False, done))
+            node.do(partial(node.r.detach, number, False))
     nodes = (pair.alice, pair.bob)
     return {n.name: n.media if n.metas is n.media else n.media + n.metas for n in nodes}
 
 
-def create_md(medium: world.Medium, placement: Placement = INTERNAL) -> None:
+def create_md(medium: Medium, placement: Placement = INTERNAL) -> None:
     layout = geometry(medium.size, placement)
     medium.put(layout.sb_offset, Superblock.fresh(layout).encode())
     medium.put(layout.al_offset, initialized_block() * layout.al_blocks)
@@ -339,7 +340,7 @@ def differing_blocks(one: Node, other: Node, number: int = 0) -> list[int]:
     return sorted(p for p in pages if p < end and ours.get(p) != theirs.get(p))
 
 
-def apply_al(medium: world.Medium, placement: Placement = INTERNAL) -> None:
+def apply_al(medium: Medium, placement: Placement = INTERNAL) -> None:
     """What `up` does before attaching. Raises MetadataError as the product's apply-al."""
     where = sb_offset(medium.size, placement)
     superblock, layout = read_superblock(medium.read(where, 4096), medium.size, placement)

@@ -10,7 +10,8 @@ from replicator.engine.activity_log import ActivityLog
 from replicator.engine.generations import UuidSet
 from replicator.engine.handshake import Handshake, Outcome, Verdict
 from replicator.engine.volume import Volume
-from tests.simulation.checkers.guard import Guard, Violation
+from tests.simulation.checkers import Violation
+from tests.simulation.checkers.guard import Guard
 from tests.simulation.checkers.observe import Decided
 from tests.simulation.histories import Account
 from tests.simulation.pair import Pair

@@ -11,9 +11,10 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from tests.simulation.medium import Medium
+from tests.simulation.medium import Medium, zeroes
 
 MAX_STEPS = 5_000_000
 """Events in one world. A history has hundreds; whoever gets here goes round in circles."""
@@ -218,7 +219,7 @@ class Disk:
 
     def zero(self, offset: int, length: int, unmap: bool, done: Callable[[int], None]) -> None:
         self.unmapped += length if unmap else 0
-        self.write(offset, bytes(length), done)
+        self.write(offset, zeroes(length), done)
 
     def discard(self, offset: int, length: int, done: Callable[[int], None]) -> None:
         self.zero(offset, length, True, done)
@@ -413,9 +414,8 @@ class Network:
                 channel.open = False
                 other = channel.other
                 if not silently and other is not None:
-                    self.clock.call_later(
-                        self.latency(), lambda o=other: o.abort("connection reset by peer")
-                    )
+                    reason = "connection reset by peer"
+                    self.clock.call_later(self.latency(), partial(other.abort, reason))
 
 
 class NodeNetwork:

@@ -172,7 +172,7 @@ def parse_al_block(raw):
     }
 
 
-def serial_distance(a, b):
+def serial_distance(a: int, b: int) -> int:
     """Signed distance a-b of two 32 bit wrapping serial numbers."""
     d = (a - b) & 0xFFFFFFFF
     return d - (1 << 32) if d & 0x80000000 else d

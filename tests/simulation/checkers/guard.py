@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from replicator.engine.handshake import Outcome
-from tests.simulation.checkers import observe
+from tests.simulation.checkers import Violation, observe
 from tests.simulation.checkers.counters import Counters
 from tests.simulation.checkers.coverage_of_differences import Differences
 from tests.simulation.checkers.lineage import MIRRORED, OTHER, Lineage
@@ -22,10 +22,6 @@ EVERY = 13
 more with this than one of few that looks after each event."""
 COUNTERS_EVERY = 8
 """Looks between two at the counters, for which whole statuses are made."""
-
-
-class Violation(AssertionError):
-    """Something that must never be false was."""
 
 
 class Guard:

@@ -57,8 +57,8 @@ def _ranges(volume: Volume) -> Iterator[tuple[int, int]]:
     for holds in volume.locks._buckets.values():
         for hold in holds:
             yield hold.start, hold.end
-    for write in volume.tracked_writes:
-        yield write.sector, write.sector + write.nsectors
+    for tracked in volume.tracked_writes:
+        yield tracked.sector, tracked.sector + tracked.nsectors
 
 
 Statuses = list[tuple[Node, ResourceSnapshot]]
@@ -110,4 +110,4 @@ def _resolve(facts: Handshake) -> Verdict:
     return verdict
 
 
-exchange.resolve = _resolve
+vars(exchange)["resolve"] = _resolve

@@ -63,7 +63,8 @@ def superblock(raw: bytes, offset: int) -> Superblock:
 
 def _page(offset: int, sectors: int) -> int:
     """The number of the page that is so many sectors, a signed number of 32 bits, behind `offset`."""
-    return (offset + 512 * struct.unpack(">i", struct.pack(">I", sectors & 0xFFFFFFFF))[0]) // PAGE
+    signed: int = struct.unpack(">i", struct.pack(">I", sectors & 0xFFFFFFFF))[0]
+    return (offset + 512 * signed) // PAGE
 
 
 @lru_cache(8192)

@@ -19,6 +19,7 @@ from functools import partial
 from typing import NamedTuple
 
 from protocol.states import Conn, Disk, Role
+from replicator.engine.resource import Resource
 from tests.simulation.checkers import observe
 from tests.simulation.medium import PAGE, SECTOR, Medium
 from tests.simulation.pair import Node, Pair
@@ -33,7 +34,7 @@ STAMP = struct.Struct("<Q")
 class _Flushed(NamedTuple):
     """A flush that was answered by this Primary. last: the number of the last write before that."""
 
-    primary: object
+    primary: Resource
     last: int
     promised: Promised
 
@@ -80,8 +81,9 @@ class Promises:
         found = {primary.name} if own.disk is Disk.UpToDate else set()
         if self._protocol != "C" and found:
             return found
-        connected = theirs is not None and own.conn is theirs.conn is Conn.Connected
-        if connected and own.pdsk is theirs.disk is Disk.UpToDate:
+        if theirs is None or not own.conn is theirs.conn is Conn.Connected:
+            return found - {self.spoilt}
+        if own.pdsk is theirs.disk is Disk.UpToDate:
             found.add(other.name)
         return found - {self.spoilt}
 

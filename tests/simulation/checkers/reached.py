@@ -82,6 +82,6 @@ def _counted_row(
     return counted
 
 
-generations.decide = _counted_decision(generations.decide)
-split_brain.solve = _counted_solution(split_brain.solve)
-states._first = _counted_row(states._first)
+vars(generations)["decide"] = _counted_decision(generations.decide)
+vars(split_brain)["solve"] = _counted_solution(split_brain.solve)
+vars(states)["_first"] = _counted_row(states._first)

@@ -9,10 +9,14 @@ from tests.simulation.checkers import observe
 from tests.simulation.checkers.observe import Statuses
 from tests.simulation.pair import Pair
 
-AT_REST = ("StandAlone", "Connected", "SyncSource", "SyncTarget", "VerifyS", "VerifyT")
-AT_REST += ("Ahead", "Behind")
-PASSING = ("Unconnected", "Timeout", "BrokenPipe", "NetworkFailure", "ProtocolError", "TearDown")
-PASSING += ("Disconnecting",)
+AT_REST = (
+    *("StandAlone", "Connected", "SyncSource", "SyncTarget", "VerifyS", "VerifyT"),
+    *("Ahead", "Behind"),
+)
+PASSING = (
+    *("Unconnected", "Timeout", "BrokenPipe", "NetworkFailure", "ProtocolError", "TearDown"),
+    "Disconnecting",
+)
 PASSING_SECONDS = 35.0
 """The longest that one of them may last: until an order that the peer does not answer is given up."""
 
