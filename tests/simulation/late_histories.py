@@ -15,7 +15,7 @@ from tests.simulation import harsh_histories
 from tests.simulation.harsh_histories import HarshHistory
 from tests.simulation.pair import Node
 
-WEIGHTS = {**harsh_histories.WEIGHTS, "outlive": 60, "overtake": 60}
+WEIGHTS = {**harsh_histories.WEIGHTS, "outlive": 60, "overtake": 60, "half_made": 20}
 
 
 class LateHistory(HarshHistory):
@@ -79,3 +79,24 @@ class LateHistory(HarshHistory):
         self.pair.run(rng.choice((0.0, 0.05, 0.5)))
         source.slow = None
         self._alone()
+
+    def _half_made(self) -> None:
+        """A source fails amid a resync, somebody declares the half copy good, and the source is back."""
+        primary = self._primary_in_sync()
+        if primary is None:
+            return
+        rng = self.rng
+        self.pair.network.break_all()
+        self._alone()
+        self._work()
+        self.watch.until("packet RS_DATA_REPLY", 5.0)
+        for _ in range(rng.choice((0, 1, 3, 9))):
+            self.pair.clock.step()
+        self._end_of(primary, rng.choice((Node.kill, Node.power_loss)))
+        self._force()
+        self._work()
+        self.pair.run(rng.choice((0.0, 0.01, 1.0)))
+        if rng.random() < 0.3:
+            self._fall_apart()
+        self._try(primary.up)
+        self.pair.run(rng.choice((0.1, 2.0)))

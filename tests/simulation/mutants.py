@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 
-from tests.simulation.campaign import KINDS, Task, played
+from tests.simulation.campaign import KINDS, Task, played, task
 from tests.simulation.mutations import MUTANTS, applied
 
 HISTORIES = 2000
@@ -33,11 +33,10 @@ class BrokenMutantError(Exception):
 
 @dataclass(frozen=True)
 class Found:
-    """histories: how many it took. kind, seed: the one that noticed. words: what it noticed."""
+    """histories: how many it took. task: the one that noticed. words: what it noticed."""
 
     histories: int
-    kind: str
-    seed: int
+    task: Task
     words: str
 
 
@@ -47,20 +46,19 @@ def hunt(name: str, limit: int, first: int = 0) -> Found | None:
     assert set(ORDER) == set(KINDS)
     with applied(name):
         for count, kind in enumerate(islice(cycle(ORDER), limit)):
-            seed = first + count
-            failure, _history = played(Task(kind, seed))
+            chosen = task(kind, first + count)
+            failure, _history = played(chosen)
             if failure.startswith(BROKEN):
-                raise BrokenMutantError(f"{name}, {kind} history of seed {seed}: {failure}")
+                raise BrokenMutantError(f"{name}, {chosen}: {failure}")
             if failure:
                 break
         else:
             return None
-    blamed, _history = played(Task(kind, seed))
+    blamed, _history = played(chosen)
     if blamed:
-        raise BrokenMutantError(
-            f"{kind} history of seed {seed} fails without {name}, too: {blamed.splitlines()[0]}"
-        )
-    return Found(count + 1, kind, seed, failure.splitlines()[0])
+        words = blamed.splitlines()[0]
+        raise BrokenMutantError(f"{chosen} fails without {name}, too: {words}")
+    return Found(count + 1, chosen, failure.splitlines()[0])
 
 
 def row(name: str, limit: int, found: Found | None, seconds: float) -> str:
@@ -69,7 +67,7 @@ def row(name: str, limit: int, found: Found | None, seconds: float) -> str:
         return f"| `{name}` | {words} | **none of {limit}** | | {seconds:.0f} s |"
     _error, _colon, noticed = found.words.partition(": ")
     noticed = noticed.replace("|", "/")[:70]
-    return f"| `{name}` | {words} | {found.histories} | {found.kind} {found.seed} | {noticed} |"
+    return f"| `{name}` | {words} | {found.histories} | {found.task} | {noticed} |"
 
 
 def rows(text: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ from replicator.engine import (
     transfer_log,
 )
 from replicator.engine.activity_log import ActivityLog
+from replicator.engine.generations import UuidSet
 from replicator.engine.link import Link
 from replicator.engine.requests import Kind, Part
 from replicator.engine.volume import Volume
@@ -438,17 +439,18 @@ def target_stays_good(put: Put) -> None:
     put(Volume, "state_flags", flags)
 
 
-@mutant("the target takes over the source's identity when the resync begins, not when it ends")
+@mutant(
+    "the target takes over the source's identity when the resync begins; force keeps it as base"
+)
 def identity_taken_early(put: Put) -> None:
-    original = resync.Resync.start_target
+    original = resync.Resync._begin_target
 
-    def start(self: resync.Resync, uuid: int) -> None:
-        original(self, uuid)
-        disk_store, peer = self._volume.store, self._volume.exchange.peer_uuids
-        if disk_store is not None and peer is not None:
-            disk_store.uuids.current = peer.current & ~1
+    def begin(self: resync.Resync, link: Link, uuid: int) -> None:
+        peer = self._volume.exchange.peer_uuids
+        original(self, link, uuid if peer is None else peer.current)
 
-    put(resync.Resync, "start_target", start)
+    put(resync.Resync, "_begin_target", begin)
+    put(UuidSet, "declare_good", UuidSet.new_current)
 
 
 @mutant("the resync ends without the fences: acknowledgements may still be on their way")
