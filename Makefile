@@ -4,7 +4,7 @@ VENV := .venv
 PYTHON_CODE := protocol replicator nbd_plugin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ready test lint format demo sim mutants torture fuzz bench interop clean
+.PHONY: help setup ready test lint format demo sim twin mutants torture fuzz bench interop clean
 
 help: ## print the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 16
@@ -23,6 +23,7 @@ lint: ready ## check style, format and types
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy --strict $(PYTHON_CODE)
+	$(VENV)/bin/mypy --strict tests/simulation/explore.py
 
 format: ready ## bring the code into the common format
 	$(VENV)/bin/ruff check --fix .
@@ -38,6 +39,9 @@ STEPS :=
 sim: ready ## invent histories of faults for SECONDS=60 with JOBS=1, or play one: make sim SEED=7
 	@$(VENV)/bin/python -m tests.simulation.explore $(if $(KIND),--kind $(KIND)) \
 		$(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED),--seconds $(SECONDS) --jobs $(JOBS))
+
+twin: ready ## compile the simulator (2 minutes): make sim plays faster with it
+	@$(VENV)/bin/python scripts/compile_engine.py simulator
 
 HISTORIES := 2000
 ONLY :=

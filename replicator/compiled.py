@@ -1,13 +1,14 @@
 """The compiled twin: the modules of the data path as machine code, made from the same Python by mypyc.
 
 A process calls `use()` before it imports any of MODULES; without that call, and whenever the twin
-does not fit, it gets the Python modules. `scripts/compile_engine.py` makes the twin.
+does not fit, it gets the Python modules. `scripts/compile_engine.py` makes the twin. Campaigns of the
+simulator have another one, of more modules: tests/simulation/twin.py.
 
 Rules:
 1. The twin of one state of the sources has a directory of its own, named by a digest of them and of
    this Python's ABI. So a twin of other sources is never found, a new one never overwrites one that
    is in use, and nothing lies beside the sources that could hide an edit.
-2. All or none: MODULES are loaded together, and all of them come from the twin or none does.
+2. All or none: the modules are loaded together, and all of them come from the twin or none does.
 3. A twin that cannot be used is never an error: `Twin.why` tells, `replicator --version` shows it.
 """
 
@@ -27,9 +28,6 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 PURE = "REPLICATOR_PURE"
 """Set and not empty in the environment: Python modules only."""
-
-LIBRARY = "replicator_compiled__mypyc"
-"""mypyc puts the code of all modules into this one; theirs only name it."""
 
 _PROTOCOL = (
     "bitmaps commands digests errors extensions features framing layouts messages packets states"
@@ -69,6 +67,28 @@ SINGLE_SOURCES = (
 )
 
 
+class Selection(NamedTuple):
+    """What is compiled together, and looked for together.
+
+    name: of the folder in build/ and of the library. made_by: the command for people. modules: what is
+    compiled. folders, files: all that these import of this project, as far as it may change them.
+    """
+
+    name: str
+    made_by: str
+    modules: tuple[str, ...]
+    folders: tuple[str, ...]
+    files: tuple[str, ...]
+
+    @property
+    def library(self) -> str:
+        """mypyc puts the code of all modules into this one; theirs only name it."""
+        return f"replicator_{self.name}__mypyc"
+
+
+DATA_PATH = Selection("compiled", "make setup", MODULES, SOURCES, SINGLE_SOURCES)
+
+
 class Twin(NamedTuple):
     """directory: where the compiled modules are, or None, and then why there is nothing to use."""
 
@@ -87,62 +107,65 @@ def in_use() -> Twin:
     return _used
 
 
-def use() -> Twin:
-    """Take MODULES from the twin from now on, if there is one that fits; returns what is used."""
+def use(selection: Selection = DATA_PATH) -> Twin:
+    """Take its modules from the twin from now on, if there is one that fits; returns what is used."""
     global _used
-    _used = find()
+    _used = find(selection=selection)
     if _used.directory is not None:
-        _used = _load(_used.directory)
+        _used = _load(_used.directory, selection)
     return _used
 
 
-def find(root: Path = ROOT) -> Twin:
+def find(root: Path = ROOT, selection: Selection = DATA_PATH) -> Twin:
     """The twin that a process started now would use."""
     if os.environ.get(PURE):
         return Twin(None, f"{PURE} is set")
-    directory = place(root)
+    directory = place(root, selection)
     if not directory.parent.is_dir():
-        return Twin(None, "not compiled: make setup")
+        return Twin(None, f"not compiled: {selection.made_by}")
     if not directory.is_dir():
-        return Twin(None, "compiled from other sources or for another Python: make setup")
+        other = "compiled from other sources or for another Python"
+        return Twin(None, f"{other}: {selection.made_by}")
     return Twin(directory)
 
 
-def place(root: Path = ROOT) -> Path:
+def place(root: Path = ROOT, selection: Selection = DATA_PATH) -> Path:
     """The directory that belongs to the sources as they are now, and to this Python."""
     digest = hashlib.sha256(EXTENSION_SUFFIXES[0].encode())
-    files = [root / name for name in SINGLE_SOURCES]
-    for folder in SOURCES:
+    files = [root / name for name in selection.files]
+    for folder in selection.folders:
         files += sorted((root / folder).glob("*.py"))
     for file in files:
         text = file.read_bytes()
         digest.update(f"\n{file.relative_to(root)} {len(text)}\n".encode() + text)
-    return root / "build" / "compiled" / digest.hexdigest()[:32]
+    return root / "build" / selection.name / digest.hexdigest()[:32]
 
 
 class _Finder:
     """For the import system: where the modules of one twin are."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, names: Sequence[str]) -> None:
         self._directory = directory
+        self._names = frozenset(names)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if name != LIBRARY and name not in MODULES:
+        if name not in self._names:
             return None
         file = self._directory / (name.replace(".", "/") + EXTENSION_SUFFIXES[0])
         return spec_from_file_location(name, file)
 
 
-def _load(directory: Path) -> Twin:
-    early = [name for name in MODULES if name in sys.modules]
+def _load(directory: Path, selection: Selection) -> Twin:
+    early = [name for name in selection.modules if name in sys.modules]
     if early:
         return Twin(None, f"{early[0]} was imported before")
-    finder = _Finder(directory)
+    names = (selection.library, *selection.modules)
+    finder = _Finder(directory, names)
     sys.meta_path.insert(0, finder)
     try:
-        for name in (LIBRARY, *MODULES):
+        for name in names:
             import_module(name)
     except ImportError as error:
         sys.meta_path.remove(finder)

@@ -1,6 +1,7 @@
-"""Makes the compiled twin of the data path (replicator/compiled.py says what that is).
+"""Makes the compiled twin of the data path (replicator/compiled.py says what that is), or that of the
+simulator (tests/simulation/twin.py).
 
-    .venv/bin/python scripts/compile_engine.py
+    .venv/bin/python scripts/compile_engine.py [simulator]
 
 With a twin of these sources there is nothing to do. Twins of other sources are removed: a process
 that uses one has loaded it whole. Ends with 0 if the twin is there, else with 1 and the reason;
@@ -22,24 +23,26 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from replicator import compiled
+from tests.simulation import twin
 
+SELECTIONS = {"": compiled.DATA_PATH, "simulator": twin.SELECTION}
 # Beyond -O1 the compiler takes three times as long, for code that is not faster.
 OPTIMISATION = "1"
 
 
-def compile_all(here: Path) -> None:
+def compile_all(here: Path, selection: compiled.Selection) -> None:
     """Put the compiled modules into `here`/out."""
     from mypyc.build import mypycify
     from setuptools import Extension, setup
 
-    files = [name.replace(".", "/") + ".py" for name in compiled.MODULES]
+    files = [name.replace(".", "/") + ".py" for name in selection.modules]
     extensions: list[Extension] = mypycify(
         ["--strict", "--config-file", "setup.cfg", *files],
         opt_level=OPTIMISATION,
         debug_level="0",
         multi_file=True,
         target_dir=str(here / "c"),
-        group_name=compiled.LIBRARY.removesuffix("__mypyc"),
+        group_name=selection.library.removesuffix("__mypyc"),
     )
     setup(
         name="replicator-compiled",
@@ -69,14 +72,14 @@ def _parallel_build() -> Any:
     return ParallelBuild
 
 
-def build(place: Path) -> None:
+def build(place: Path, which: str) -> None:
     """Compile into `place`, which appears complete or not at all. Raises CalledProcessError."""
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="making-", dir=place.parent) as name:
         here = Path(name)
         log = here / "log"
         with log.open("wb") as out:
-            command = [sys.executable, __file__, str(here)]
+            command = [sys.executable, __file__, which, str(here)]
             done = subprocess.run(command, cwd=compiled.ROOT, stdout=out, stderr=out)
         if done.returncode:
             print("\n".join(log.read_text().splitlines()[-10:]), file=sys.stderr)
@@ -90,16 +93,18 @@ def build(place: Path) -> None:
 
 
 def main() -> int:
-    place = compiled.place()
+    which = sys.argv[1] if len(sys.argv) > 1 else ""
+    place = compiled.place(selection=SELECTIONS[which])
     if place.is_dir():
         return 0
-    print("setup: compiling the data path", flush=True)
+    what = which or "data path"
+    print(f"setup: compiling the {what}", flush=True)
     started = time.monotonic()
     try:
-        build(place)
+        build(place, which)
     except subprocess.CalledProcessError:
         print(
-            "setup: the data path could not be compiled (see above) and stays in Python, which is"
+            f"setup: the {what} could not be compiled (see above) and stays in Python, which is"
             " slower; needed: apt-get install gcc python3-dev",
             file=sys.stderr,
         )
@@ -109,7 +114,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        compile_all(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        compile_all(Path(sys.argv[2]), SELECTIONS[sys.argv[1]])
     else:
         sys.exit(main())

@@ -12,6 +12,7 @@ import ctypes
 import gc
 import itertools
 import multiprocessing
+import os
 import queue
 import random
 import signal
@@ -19,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from multiprocessing.pool import Pool
 from typing import NamedTuple
 
 from tests.simulation.checkers.reached import REACHED
@@ -26,6 +28,7 @@ from tests.simulation.disk_histories import DiskHistory
 from tests.simulation.harsh_histories import HarshHistory
 from tests.simulation.histories import Act, History
 from tests.simulation.late_histories import LateHistory
+from tests.simulation.trace import Trace
 
 KINDS: dict[str, type[History]] = {
     "link": History,
@@ -97,6 +100,30 @@ def played(task: Task, acts: list[Act] | None = None) -> tuple[str, History]:
     return "", history
 
 
+def digest(task: Task) -> str:
+    """Of all that this history does (trace.py), and how it ends."""
+    history = KINDS[task.kind](task.seed, task.steps)
+    trace = Trace(history)
+    try:
+        history.run()
+    except Exception as error:
+        return f"{trace.digest()} {type(error).__name__}: {error}"
+    return trace.digest()
+
+
+def digests(tasks: list[Task]) -> list[str]:
+    return [digest(one) for one in tasks]
+
+
+def disagreement(tasks: list[Task]) -> Task | None:
+    """Play these here and in a process with the twin: the first that is not the same, if there is one."""
+    with workers(1, compiled=True) as pool:
+        theirs = pool.apply_async(digests, (tasks,))
+        ours = digests(tasks)
+        pairs = zip(tasks, ours, theirs.get(), strict=True)
+        return next((one for one, our, their in pairs if our != their), None)
+
+
 def play_batch(tasks: list[Task]) -> Outcome:
     outcome = Outcome()
     REACHED.clear()
@@ -148,14 +175,29 @@ def keep_memory() -> None:
         set_option(M_MMAP_THRESHOLD, 32 << 20)
 
 
-def run(work: Iterator[list[Task]], jobs: int, progress_seconds: float = 60.0) -> Outcome:
-    """Play until the work ends, one history fails, or somebody interrupts."""
+def workers(jobs: int, *, compiled: bool) -> Pool:
+    """Processes that play. compiled: with the simulator's twin, which must be there."""
+    if not compiled:
+        return multiprocessing.Pool(jobs, _start_worker)
+    os.environ["REPLICATOR_TEST_ENGINE"] = (
+        "simulator"  # for the new processes: this one is what it is
+    )
+    try:
+        return multiprocessing.get_context("spawn").Pool(jobs, _start_worker)
+    finally:
+        del os.environ["REPLICATOR_TEST_ENGINE"]
+
+
+def run(
+    work: Iterator[list[Task]], jobs: int, *, compiled: bool = False, progress_seconds: float = 60.0
+) -> Outcome:
+    """Play until the work ends, one history fails, or somebody interrupts. compiled: see workers()."""
     total, started = Outcome(), time.monotonic()
     said = started
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell began it in the background
         signal.signal(number, signal.default_int_handler)
     try:
-        for outcome in _outcomes(work, jobs):
+        for outcome in _outcomes(work, jobs, compiled):
             total.add(outcome)
             if time.monotonic() - said >= progress_seconds:
                 said = time.monotonic()
@@ -168,14 +210,14 @@ def run(work: Iterator[list[Task]], jobs: int, progress_seconds: float = 60.0) -
     return total
 
 
-def _outcomes(work: Iterator[list[Task]], jobs: int) -> Iterator[Outcome]:
-    if jobs == 1:
+def _outcomes(work: Iterator[list[Task]], jobs: int, compiled: bool) -> Iterator[Outcome]:
+    if jobs == 1 and not compiled:
         keep_memory()
         yield from map(play_batch, work)
         return
     done: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
     under_way = 0
-    with multiprocessing.Pool(jobs, _start_worker) as pool:
+    with workers(jobs, compiled=compiled) as pool:
         while True:
             for tasks in itertools.islice(work, 2 * jobs - under_way):
                 pool.apply_async(play_batch, (tasks,), callback=done.put, error_callback=done.put)

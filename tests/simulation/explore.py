@@ -9,6 +9,7 @@
 Every seed stands for one history of each kind (see campaign.KINDS); --kind chooses one of them. Most
 histories of a campaign are shorter than their seed says (see campaign.task).
 A failure prints the command that repeats it, and the acts that are enough to cause it.
+Campaigns play in the compiled twin if there is one (`make twin`), and what fails again in Python.
 Exit status 0: nothing found; 1: a history failed.
 """
 
@@ -20,12 +21,15 @@ import sys
 import time
 from collections import Counter
 
-from tests.simulation.campaign import KINDS, Task, batches, played, run
+from replicator import compiled
+from tests.simulation.campaign import KINDS, Task, batches, digest, disagreement, played, run
 from tests.simulation.checkers.reached import never_reached, rows
 from tests.simulation.histories import Act
-from tests.simulation.trace import Trace
+from tests.simulation.twin import SELECTION
 
 SHRINK_SECONDS = 120.0
+BOTH = 20
+"""Seeds that a campaign with the compiled twin plays in Python, too."""
 
 
 def play(seed: int, acts: list[Act] | None = None, kind: str = "link") -> tuple[str, list[str]]:
@@ -58,7 +62,13 @@ def shrink(task: Task, acts: list[Act], failure: str, seconds: float) -> list[Ac
 
 def report(task: Task, failure: str, shrink_seconds: float = SHRINK_SECONDS) -> None:
     print(f"{task.kind} history of seed {task.seed} fails: {failure.splitlines()[0]}", flush=True)
-    whole = KINDS[task.kind](task.seed, task.steps).acts
+    here, history = played(task)
+    if kind_of(here) != kind_of(failure):
+        print(
+            f"but only in the compiled twin, in Python: {here or 'nothing lost'}; make sim {task}"
+        )
+        return
+    whole = history.acts
     acts = shrink(task, whole, failure, shrink_seconds)
     final, history = played(task, acts)
     print(f"\nenough to cause it ({len(acts)} of {len(whole)} acts):")
@@ -81,10 +91,7 @@ def show(seed: int, kinds: list[str], steps: int) -> int:
 def print_digests(first: int, end: int, kinds: list[str], steps: int) -> None:
     for seed in range(first, end):
         for kind in kinds:
-            history = KINDS[kind](seed, steps)
-            trace = Trace(history)
-            history.run()
-            print(kind, seed, trace.digest())
+            print(kind, seed, digest(Task(kind, seed, steps)))
 
 
 def print_reached(counts: Counter[str]) -> None:
@@ -92,6 +99,12 @@ def print_reached(counts: Counter[str]) -> None:
     every, never = list(rows()), never_reached(counts)
     print(f"{len(every) - len(never)} of {len(every)} rows of the decision tables reached; never:")
     print("\n".join(f"  {name}" for name in never) or "  none")
+
+
+def sample(kinds: list[str], first: int, steps: int) -> list[Task]:
+    """What a campaign from this seed plays with the twin and without it."""
+    work = batches(kinds, first, first + BOTH, None, steps)
+    return [one for batch in work for one in batch]
 
 
 def arguments() -> argparse.Namespace:
@@ -108,6 +121,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--from", dest="first", type=int, help="first seed; default a random one")
     parser.add_argument("--to", type=int, help="end with the seed before this one")
     parser.add_argument("--jobs", type=int, default=1, help="processes; default 1")
+    parser.add_argument(
+        "--python", action="store_true", help="not with the compiled twin, also if it is there"
+    )
     parser.add_argument("--digests", action="store_true", help="print the digest of each trace")
     return parser.parse_args()
 
@@ -125,8 +141,13 @@ def main() -> int:
     stop = time.monotonic() + options.seconds if options.to is None else None
     to = "" if options.to is None else f" to {options.to - 1}"
     print(f"histories of kind {' and '.join(kinds)}, seeds from {first}{to}", flush=True)
+    twin = compiled.Twin(None, "--python") if options.python else compiled.find(selection=SELECTION)
+    print(f"engine and simulator: {twin}", flush=True)
+    if twin.directory is not None and (other := disagreement(sample(kinds, first, options.steps))):
+        print(f"the twin plays another history than Python: make sim {other}")
+        return 1
     work = batches(kinds, first, options.to, stop, options.steps)
-    total = run(work, max(1, options.jobs))
+    total = run(work, max(1, options.jobs), compiled=twin.directory is not None)
     print_reached(total.reached)
     for task, failure in total.failures[:1]:
         report(task, failure)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from replicator import compiled
+from tests.simulation import twin
 
 TELL = """
 import sys
@@ -114,12 +115,13 @@ def test_it_is_too_late_once_a_module_has_been_imported(tree: Path) -> None:
     assert kinds == ["py", "py", "py"]
 
 
-def test_the_digest_covers_all_that_compiled_modules_import() -> None:
+@pytest.mark.parametrize("selection", [compiled.DATA_PATH, twin.SELECTION])
+def test_the_digest_covers_all_that_compiled_modules_import(selection: compiled.Selection) -> None:
     """Else an edit could go unnoticed: the compiler takes constants and types over from there."""
-    covered = set(compiled.SINGLE_SOURCES)
-    for folder in compiled.SOURCES:
+    covered = set(selection.files)
+    for folder in selection.folders:
         covered |= {f"{folder}/{file.name}" for file in (compiled.ROOT / folder).glob("*.py")}
-    waiting = [name.replace(".", "/") + ".py" for name in compiled.MODULES]
+    waiting = [name.replace(".", "/") + ".py" for name in selection.modules]
     seen = set(waiting)
     while waiting:
         for name in imports(compiled.ROOT / waiting.pop()):

@@ -104,6 +104,10 @@ def test_types_of_the_product_pass_mypy_strict() -> None:
     run_tool("mypy", "--strict", *PRODUCT)
 
 
+def test_types_of_the_simulator_pass_mypy_strict_as_it_is_to_be_compiled() -> None:
+    run_tool("mypy", "--strict", "tests/simulation/explore.py")
+
+
 def test_protocol_metadata_and_engine_touch_nothing_of_the_outside_world() -> None:
     files = python_files(*PURE)
     assert len(files) > 20, "the pure packages have moved: correct PURE"
