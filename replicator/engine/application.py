@@ -473,6 +473,8 @@ class Application:
     def _complete(self, write: Write) -> None:
         write.completed = True
         if self._is_kept(write):
+            if write.local is not Part.OK:
+                self._volume.attachment.completed_without_disk()
             write.done(0)
             if self._replication.epoch_per_completion and write.epoch is not None:
                 self._replication.completed_in(write.epoch)

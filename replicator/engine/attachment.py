@@ -57,6 +57,8 @@ class Attachment:
         """Token of the attach that is under way: one that was detached meanwhile has lost it."""
         self._dropping = False
         self._after_drop: list[Callable[[], None]] = []
+        self._missed_a_write = False
+        """A write was completed that the disk which was given up last does not have."""
 
     def attach(self, data: DiskPort, meta: DiskPort, placement: Placement, done: AdminDone) -> None:
         """Read the metadata and take the disk into use; done(None or the error)."""
@@ -212,6 +214,9 @@ class Attachment:
             return
         self._attaching = None
         disk = disk_state_of(flags, volume.settings.disk.fencing)
+        if self._is_older_than_its_name:
+            disk = Disk.Inconsistent
+            volume.log("warning", "this disk lacks what was completed without it: Inconsistent")
         volume.disk_error = ""
         if volume.state.conn >= Conn.Connected:
             volume.negotiated_disk = disk
@@ -222,6 +227,20 @@ class Attachment:
         else:
             volume.change(disk=disk)
         done(None)
+
+    def completed_without_disk(self) -> None:
+        """The application was told that a write is done which only the peer has."""
+        if self._volume.state.disk <= Disk.Failed:
+            self._missed_a_write = True
+
+    @property
+    def _is_older_than_its_name(self) -> bool:
+        """The peer begins a generation when it hears that this Primary has lost its disk. Until that is
+        heard here, what the peer completes belongs to the one that the lost disk has, too."""
+        volume = self._volume
+        assert volume.store is not None
+        in_use = (volume.exposed_uuid ^ volume.store.uuids.current) >> 1 == 0
+        return self._missed_a_write and in_use
 
     def nothing_to_compare(self) -> None:
         """The peer has no disk either: the one that is Negotiating is used as it is, unless the
@@ -265,6 +284,8 @@ class Attachment:
         store, log = volume.store, volume.activity_log_object
         in_use = self._attaching is None
         self._attaching = None
+        if volume.state.disk is Disk.UpToDate:
+            self._missed_a_write = False
         if store is not None:
             # What its flags say last is the state that it is given up in.
             volume.refresh_superblock(store)

@@ -318,9 +318,12 @@ class DiskHistory(History):
             self._note(f"  {node.name}/{number}")
             # The peer may have begun a generation of its own for this Primary, unheard.
             self.ambiguous = self.ambiguous or node.r.role is Role.Primary
-            # What was completed without this disk is not on it.
-            self.accounts[number].forget_completions(node.name)
-            if (node.name, number) in self.torn:
+            torn = (node.name, number) in self.torn
+            if torn or self.protocol != "C" or node.r.role is not Role.Primary:
+                # What was completed without this disk is not on it. To applications that still run
+                # it must not show that.
+                self.accounts[number].forget_completions(node.name)
+            if torn:
                 # The system has dropped what it could not write.
                 self.torn.discard((node.name, number))
                 node.media[number].power_loss(self.pair.rng)

@@ -1,6 +1,6 @@
 """Invented histories in which something comes late: writes that a slow disk ends when the connection that
-they were sent over has gone and the next one is there, and resync data that the applications of a
-Primary, which is the target, have overtaken.
+they were sent over has gone and the next one is there, resync data that the applications of a
+Primary, which is the target, have overtaken, and the news that a disk has failed.
 
 Harsh histories, besides; they meet such a moment once in thousands. Here it is brought about, on purpose
 and often. What this file must not know: what the engine does against it.
@@ -9,13 +9,14 @@ and often. What this file must not know: what the engine does against it.
 from __future__ import annotations
 
 import random
+from errno import EIO
 
 from protocol.states import Role
 from tests.simulation import harsh_histories
 from tests.simulation.harsh_histories import HarshHistory
 from tests.simulation.pair import Node
 
-WEIGHTS = {**harsh_histories.WEIGHTS, "outlive": 60, "overtake": 60, "half_made": 20}
+WEIGHTS = {**harsh_histories.WEIGHTS, "outlive": 60, "overtake": 60, "half_made": 20, "fade": 30}
 
 
 class LateHistory(HarshHistory):
@@ -100,3 +101,25 @@ class LateHistory(HarshHistory):
             self._fall_apart()
         self._try(primary.up)
         self.pair.run(rng.choice((0.1, 2.0)))
+
+    def _fade(self) -> None:
+        """A Primary's disk fails amid writes, and moments later the connection, so that the peer may
+        not have heard of it. Then the disk comes back, before the connection does or afterwards."""
+        primary = self._primary_in_sync()
+        if primary is None:
+            return
+        rng = self.rng
+        disk = primary.disks[rng.randrange(self.volumes)]
+        disk.fails = lambda kind, *_: EIO if kind == "write" else 0
+        for _ in range(rng.randint(1, 4)):
+            self._write(primary)
+        if rng.random() < 0.5:
+            self._flush()
+        self.pair.run(rng.choice((0.0, 0.0005, 0.001, 0.002)))
+        self._alone()
+        self.pair.network.break_all()
+        self._alone()
+        self.pair.run(rng.choice((0.0, 0.1, 3.0)))
+        self._attach_all(primary)
+        self._read()
+        self._work()

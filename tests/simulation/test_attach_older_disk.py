@@ -1,0 +1,124 @@
+"""A Primary's disk that was given up, and comes back without a write that was completed meanwhile: under the
+name that the data in use have, as long as the peer has not told that it has begun a generation."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from protocol.states import Conn, Disk
+from tests.simulation.checkers.guard import Guard
+from tests.simulation.pair import MIB, Pair
+
+BEFORE, AFTER = b"b" * 4096, b"a" * 4096
+
+
+@pytest.fixture
+def pair():
+    """alice, Primary, has lost her disk with a write that bob has, and is about to lose bob, too."""
+    pair = Pair()
+    pair.up_synced()
+    Guard(pair)
+    alice = pair.alice
+    alice.write(MIB, BEFORE)
+    alice.flush()
+    disk = alice.disks[0]
+    disk.slow = lambda kind, offset, _length: 0.01 if (kind, offset) == ("write", MIB) else 0.0
+    disk.fails = lambda kind, offset, _length: errno.EIO if (kind, offset) == ("write", MIB) else 0
+    results: list[int] = []
+    alice.volume().write(MIB, AFTER, False, results.append)
+    pair.run_until(lambda: alice.is_(disk=Disk.Failed))
+    pair.network.cut = {"alice"}
+    pair.run_until(lambda: alice.is_(disk=Disk.Diskless))
+    assert results == [0], "the peer has it"
+    pair.network.break_all()
+    pair.run(0.1)
+    assert alice.volume().exposed_uuid >> 1 == pair.bob.volume().store.uuids.current >> 1
+    return pair
+
+
+def attach(node):
+    node.do(lambda done: node.attach(0, done))
+    node.pair.run(0.1)
+
+
+def meet(pair):
+    pair.network.cut = set()
+    pair.run_until(lambda: pair.alice.is_(Conn.Connected) and pair.bob.is_(Conn.Connected))
+
+
+def assert_nothing_is_lost(pair):
+    pair.settle()
+    assert pair.alice.data()[MIB : MIB + 4096] == AFTER
+    assert pair.bob.data()[MIB : MIB + 4096] == AFTER
+
+
+def test_it_gets_the_write_from_the_peer(pair):
+    meet(pair)
+    attach(pair.alice)
+    assert_nothing_is_lost(pair)
+
+
+def test_it_gets_the_write_also_if_nobody_is_primary_any_more(pair):
+    meet(pair)
+    pair.alice.secondary()
+    attach(pair.alice)
+    assert_nothing_is_lost(pair)
+
+
+def test_applications_do_not_see_the_older_data_while_the_peer_is_away(pair):
+    attach(pair.alice)
+    assert pair.alice.is_(disk=Disk.Inconsistent)
+    with pytest.raises(OSError):
+        pair.alice.read(MIB, 4096)
+    pair.network.cut = set()
+    assert_nothing_is_lost(pair)
+
+
+def test_applications_do_not_see_the_older_data_while_the_peer_has_no_disk(pair):
+    pair.bob.do(lambda done: pair.bob.r.detach(0, False, done))
+    meet(pair)
+    attach(pair.alice)
+    assert pair.alice.is_(disk=Disk.Inconsistent)
+    attach(pair.bob)
+    assert_nothing_is_lost(pair)
+
+
+def test_a_generation_of_the_peer_that_got_lost_on_its_way_does_not_matter():
+    pair = Pair()
+    pair.up_synced()
+    Guard(pair)
+    pair.alice.write(MIB, BEFORE)
+    pair.alice.do(lambda done: pair.alice.r.detach(0, False, done))
+    data = next(c for c in pair.network.channels if c.owner == "bob")
+    data.slowness = 10000.0
+    pair.alice.write(MIB, AFTER)  # acknowledged by the other socket
+    pair.network.cut = {"alice", "bob"}
+    pair.network.break_all()
+    attach(pair.alice)
+    with pytest.raises(OSError):
+        pair.alice.read(MIB, 4096)
+    pair.network.cut = set()
+    assert_nothing_is_lost(pair)
+
+
+def test_a_disk_that_has_missed_nothing_is_used_at_once():
+    pair = Pair()
+    pair.up_synced()
+    pair.network.cut = {"alice"}  # bob does not hear of what follows
+    pair.alice.do(lambda done: pair.alice.r.detach(0, True, done))
+    pair.network.break_all()
+    attach(pair.alice)
+    assert pair.alice.is_(disk=Disk.UpToDate)
+
+
+def test_a_disk_that_has_got_everything_since_is_used_at_once(pair):
+    meet(pair)
+    attach(pair.alice)
+    assert_nothing_is_lost(pair)
+    pair.network.cut = {"alice"}
+    pair.alice.do(lambda done: pair.alice.r.detach(0, True, done))
+    pair.network.break_all()
+    attach(pair.alice)
+    assert pair.alice.is_(disk=Disk.UpToDate)
