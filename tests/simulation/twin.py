@@ -25,6 +25,7 @@ CHECKERS = (
     "coverage_of_differences",
     "guard",
     "lineage",
+    "observe",
     "on_disk",
     "promises",
     "waits",

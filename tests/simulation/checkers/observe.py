@@ -89,24 +89,28 @@ class Decided(NamedTuple):
 class _Window:
     """Handshakes happen deep inside; whoever plays a history says here that it wants to know."""
 
-    pair: Pair | None = None
-    told: Callable[[Decided], None] | None = None
+    def __init__(self) -> None:
+        self.pair: Pair | None = None
+        self.told: Callable[[Decided], None] | None = None
+
+
+_window = _Window()
 
 
 def watch_handshakes(pair: Pair, told: Callable[[Decided], None]) -> None:
     """From now on tell of the verdicts in this pair, and of no other one's."""
-    _Window.pair, _Window.told = pair, told
+    _window.pair, _window.told = pair, told
 
 
 def _resolve(facts: Handshake) -> Verdict:
     verdict = handshake.resolve(facts)
-    if _Window.pair is not None and _Window.told is not None:
-        for node in (_Window.pair.alice, _Window.pair.bob):
+    if _window.pair is not None and _window.told is not None:
+        for node in (_window.pair.alice, _window.pair.bob):
             for number, volume in node.resource.volumes.items() if node.resource else ():
                 if volume.store is not None and volume.store.uuids is facts.own:
                     link = volume.resource.replication.link
                     name = link.data.channel.name.split("#")[-1] if link is not None else ""
-                    _Window.told(Decided(node.name, number, name, facts, verdict))
+                    _window.told(Decided(node.name, number, name, facts, verdict))
     return verdict
 
 
