@@ -29,7 +29,7 @@ from replicator.runtime.daemon import ResourceDaemon
 from replicator.runtime.daemon_setup import DaemonOptions, DaemonSetup, prepare
 from replicator.runtime.end_signals import EndSignals
 from replicator.runtime.engine_api import EngineVolume
-from replicator.runtime.turns import TurnLoop
+from replicator.runtime.turns import TurnLoop, soon_threadsafe_on
 
 API_VERSION = 2
 
@@ -63,7 +63,7 @@ class Host:
         self._open: dict[int, Handle] = {}
         self._serial = 0
         self.error: ReplicatorError | None = None
-        self.bridge = Bridge(self._loop.call_soon_threadsafe, self._alive)
+        self.bridge = Bridge(soon_threadsafe_on(self._loop), self._alive)
         self.daemon: ResourceDaemon | None = None
         self._not_protected: list[str] = []
 

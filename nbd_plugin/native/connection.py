@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from nbd_plugin.native import wire
 from nbd_plugin.native.handshake import Handshake, Phase, Tls, Wanted
@@ -34,6 +34,7 @@ from nbd_plugin.native.wire import (
 from replicator.errors import ReplicatorError
 from replicator.runtime.engine_api import EngineVolume
 from replicator.runtime.tls import why_handshake_failed
+from replicator.runtime.turns import soon_on
 
 if TYPE_CHECKING:
     from nbd_plugin.native.server import NbdServer
@@ -53,12 +54,14 @@ JOIN_MAX = 16 * 1024
 """Data up to this length is copied into one block with its reply; longer data is not copied."""
 
 
-class Connection(asyncio.BufferedProtocol):
+class Connection:
     def __init__(self, server: NbdServer, loop: asyncio.AbstractEventLoop, tls: Tls) -> None:
         self.name = "client"
         """For people: where the client is."""
         self._server = server
         self._loop = loop
+        # Transports that TLS is put upon belong to the outer loop.
+        self._soon = soon_on(loop) if server.tls is None else loop.call_soon
         self._transport: asyncio.Transport | None = None
         self._inbox = Inbox()
         self._handshake = Handshake(self._inbox, server.exports, tls)
@@ -166,7 +169,7 @@ class Connection(asyncio.BufferedProtocol):
         plain, context = self._transport, self._server.tls
         assert plain is not None and context is not None
         try:
-            secure = await self._loop.start_tls(plain, self, context, server_side=True)
+            secure = await self._loop.start_tls(plain, cast(Any, self), context, server_side=True)
         except OSError as error:
             # The TLS layer tells only those of the end of a connection who have seen its beginning.
             if not self._gone:
@@ -209,7 +212,7 @@ class Connection(asyncio.BufferedProtocol):
                 return
             if transmission.more and not self._serve_due:
                 self._serve_due = True
-                self._loop.call_soon(self._serve_more)
+                self._soon(self._serve_more)
         self._listen(not (self._slow_reader or transmission.waiting))
 
     def _serve_more(self) -> None:
@@ -272,7 +275,7 @@ class Connection(asyncio.BufferedProtocol):
         self._in_flight -= cost
         if not self._flush_due:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            self._soon(self._flush)
 
     def _flush(self) -> None:
         """Send all replies of this iteration; go on with what had to wait; end what is at its end."""

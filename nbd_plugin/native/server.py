@@ -12,12 +12,12 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
 
 from nbd_plugin.native.connection import Connection
 from nbd_plugin.native.handshake import Tls
 from replicator.errors import StateRefused
 from replicator.runtime.engine_api import EngineVolume
+from replicator.runtime.sockets import Server, serve
 
 CLIENTS_MAX = 64
 BACKLOG = 64
@@ -50,7 +50,7 @@ class NbdServer:
         self._log = log
         self.tls = tls
         self._tls_required = tls_required
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[Server] = []
         self._clients: set[Connection] = set()
         self._serving = True
         self._remarks_since = 0.0
@@ -61,9 +61,11 @@ class NbdServer:
         for one in sockets:
             one.setblocking(False)
             local = one.family == socket.AF_UNIX
-            make: Any = self._loop.create_unix_server if local else self._loop.create_server
             new_client = partial(Connection, self, self._loop, self._policy(local))
-            self._servers.append(await make(new_client, sock=one, backlog=BACKLOG))
+            # TLS is put on top of the loop's own transports.
+            self._servers.append(
+                await serve(self._loop, new_client, one, BACKLOG, plain=self.tls is None)
+            )
         if not self._serving:
             self.stop()
 

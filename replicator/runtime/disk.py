@@ -33,7 +33,7 @@ from queue import SimpleQueue
 from replicator.engine.ports import Buffer, Done, ReadDone
 from replicator.runtime import disk_ops
 from replicator.runtime.direct_io import DirectFile
-from replicator.runtime.turns import TurnLoop
+from replicator.runtime.turns import TurnLoop, soon_on, soon_threadsafe_on
 
 READ_THREADS = 2
 DIRECT_THREADS = 8
@@ -164,6 +164,8 @@ class FileDisk:
         self.name = name
         self.counters = DiskCounters()
         self._loop = loop
+        self._soon = soon_on(loop)
+        self._soon_threadsafe = soon_threadsafe_on(loop)
         self._fd = fd
         self._block_device = block_device
         self._direct = direct
@@ -284,7 +286,7 @@ class FileDisk:
         on the loop. Returns at once; `join` waits. May be called more than once."""
         if closed is not None:
             if self._closed:
-                self._loop.call_soon(closed)
+                self._soon(closed)
                 return
             self._on_closed.append(closed)
         if self._stopped:
@@ -371,7 +373,7 @@ class FileDisk:
             self._hand_over(lane)
         elif not self._dispatch_due:
             self._dispatch_due = True
-            self._loop.call_soon(self._dispatch)
+            self._soon(self._dispatch)
 
     def _dispatch(self) -> None:
         self._dispatch_due = False
@@ -403,7 +405,7 @@ class FileDisk:
         self._completions.append(completion)
         if not self._deliver_due:
             self._deliver_due = True
-            self._loop.call_soon(self._deliver)
+            self._soon(self._deliver)
 
     def _complete_from_thread(self, completions: list[Completion]) -> None:
         self._completions.extend(completions)
@@ -413,7 +415,7 @@ class FileDisk:
             self._wakeup_pending = True
         # RuntimeError: the loop has been closed, nobody is left to be told.
         with contextlib.suppress(RuntimeError):
-            self._loop.call_soon_threadsafe(self._deliver)
+            self._soon_threadsafe(self._deliver)
 
     def _deliver(self) -> None:
         self._deliver_due = False
@@ -429,7 +431,7 @@ class FileDisk:
         finally:
             # One `done` that raises must not take the others with it.
             if count:
-                self._loop.call_soon(self._deliver)
+                self._soon(self._deliver)
 
     def _thread_ended(self) -> None:
         with self._lock:

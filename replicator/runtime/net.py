@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from replicator.engine.ports import Buffer, Channel, ChannelEvents
+from replicator.runtime.sockets import Server, connect, serve
+from replicator.runtime.turns import soon_on
 
 LUMP = 256 * 1024
 """Bytes given to the transport at a time, or more by a single larger buffer, which goes whole."""
@@ -50,7 +52,7 @@ class Endpoint:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-class TcpChannel(asyncio.BufferedProtocol):
+class TcpChannel:
     """One connection. Made by TcpNetwork, which hands it over from within connection_made: the
     receiver sets `events` there and then, because the next call may already be the end."""
 
@@ -60,6 +62,7 @@ class TcpChannel(asyncio.BufferedProtocol):
         self.name = ""
         self.queued = 0
         self._loop = loop
+        self._soon = soon_on(loop)
         self._arrow = arrow
         self._transport: asyncio.Transport | None = None
         self._parts: deque[Buffer] = deque()
@@ -87,7 +90,7 @@ class TcpChannel(asyncio.BufferedProtocol):
         self.queued += len(data)
         if not self._flush_due and not self._paused:
             self._flush_due = True
-            self._loop.call_soon(self._flush)
+            self._soon(self._flush)
 
     def pause_reading(self) -> None:
         if self._transport is not None and not self._ended and self._transport.is_reading():
@@ -273,7 +276,7 @@ class _Listener:
         self._accepted = accepted
         self._failed = failed
         self._stopped = False
-        self._server: asyncio.Server | None = None
+        self._server: Server | None = None
         self._socket: socket.socket | None = None
         try:
             self._socket = network.make_socket(network.own.port)
@@ -285,7 +288,7 @@ class _Listener:
         self._task = self._loop.create_task(self._serve(self._socket))
 
     async def _serve(self, listening: socket.socket) -> None:
-        server = await self._loop.create_server(self._make_channel, sock=listening, backlog=BACKLOG)
+        server = await serve(self._loop, self._make_channel, listening, BACKLOG)
         self._server = server
         if self._stopped:
             server.close()
@@ -386,9 +389,8 @@ class _Dial:
             if made.getsockname() == made.getpeername():
                 # On one host a dial can meet its own ephemeral port: a connection to oneself.
                 raise OSError(errno.ECONNREFUSED, "connected to itself")
-            await loop.create_connection(
-                lambda: _DialledChannel(loop, lambda channel: self._answer(channel, "")), sock=made
-            )
+            channel = _DialledChannel(loop, lambda channel: self._answer(channel, ""))
+            await connect(loop, channel, made)
         except BaseException:
             if not self._answered:
                 made.close()  # otherwise it is the channel's

@@ -1,16 +1,20 @@
-"""TurnLoop: an event loop that makes short blocking calls between two of its turns, and never waits
-for one that turns out to be long.
+"""TurnLoop: an event loop with an inner loop for what is busy, and with short blocking calls between
+two turns; it never waits for one that turns out to be long.
+
+The inner loop (runtime/inner.py) serves the sockets of clients and of the peer. While they are busy
+it leads, and the outer loop, uvloop, which serves everything else, gets a turn when it has something to
+do, and once in LINGER seconds. When nothing has come for LINGER seconds the outer loop sleeps.
 
 A write to the page cache takes 3 us; to hand it to a thread and to hear back costs ten times as much.
 But now and then such a write takes seconds (throttling, a journal that commits to a stalled disk),
-and nobody can tell beforehand. So the calls are made on the loop's thread, while the loop itself is
-not running: if one takes longer than PATIENCE, a second thread goes on with the loop, and the first
+and nobody can tell beforehand. So the calls are made on the loop's thread, while neither loop is
+running: if one takes longer than PATIENCE, a second thread goes on with the loops, and the first
 one only finishes its call.
 
 Rules:
-1. The loop runs on one thread at a time: who leads is settled under a lock.
+1. The loops run on one thread at a time: who leads is settled under a lock.
 2. What a call leads to (`then`) runs in the loop, whoever leads it by then.
-3. Between two turns nothing else touches the loop, so code that runs in it needs no locks.
+3. Between two turns nothing else touches the loops, so code that runs in them needs no locks.
 4. Knows nothing of disks.
 """
 
@@ -18,18 +22,32 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 import uvloop
+
+from replicator.runtime.inner import InnerLoop
 
 T = TypeVar("T")
 
 PATIENCE = 0.02
 """Seconds that a call may hold up the loop before another thread takes the loop over."""
+
+LINGER = 0.01
+"""Seconds that the inner loop waits for the next event before the outer one sleeps; and about what a
+timer may be late while the inner loop is busy. Not less: a short time-out of each wait makes the kernel
+set a timer of the processor each time, which costs a virtual machine more than all that is saved here."""
+
+NEVER = float("inf")
+
+LATE = 0.001
+"""uvloop counts in milliseconds: what is due may have to wait for the next one."""
 
 LOOK_SECONDS = 0.01
 IDLE_LOOKS = 20
@@ -54,6 +72,16 @@ class TurnLoop(uvloop.Loop):
         self._unpark = threading.Event()
         self._calls: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self._ended = threading.Event()
+        self._leaving = False
+        self._outer_at = 0.0
+        self._timer_at = NEVER
+        """The next of the timers set lately; time of time.monotonic()."""
+        self.inner = InnerLoop(
+            self._get_backend_id(),  # type: ignore[attr-defined]
+            self._leave_outer,
+            self._callback_failed,
+        )
+        self.add_reader(self.inner.fd, self._leave_outer)
         self._broken: BaseException | None = None
         """What ended the loop itself, not a callback in it: SystemExit and the like."""
 
@@ -61,7 +89,26 @@ class TurnLoop(uvloop.Loop):
         """On the loop: run `call` when this turn is over, and then(its result) in a later turn.
         `call` runs outside the loop, and should do nothing but block; it must not raise."""
         self._calls.append((call, then))
-        self.stop()
+        if self.inner.outer_runs:
+            self._leave_outer()
+
+    def call_soon(  # type: ignore[override]
+        self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None
+    ) -> asyncio.Handle:
+        """As ever; and the outer loop gets its turn at once."""
+        self.inner.outer_due = True
+        return super().call_soon(callback, *args, context=context)
+
+    def call_later(  # type: ignore[override]
+        self,
+        delay: float,
+        callback: Callable[..., Any],
+        *args: Any,
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """As ever; and the outer loop gets its turn in time."""
+        self._timer_at = min(self._timer_at, time.monotonic() + delay + LATE)
+        return super().call_later(delay, callback, *args, context=context)
 
     def run_turns(self, main: Coroutine[Any, Any, T]) -> T:
         """Run `main` on threads of the loop's own until it has ended; then close the loop. Returns or
@@ -80,31 +127,101 @@ class TurnLoop(uvloop.Loop):
         threading.Thread(target=run, args=arguments, name=name, daemon=True).start()
 
     def _end(self) -> None:
+        self._leave_outer()
         self.taking_turns = False
-        self.stop()
 
     # Leading.
 
     def _lead(self, leader: int) -> None:
         """Turn after turn, with the calls between them; until the end, or until a call took so long
         that another thread leads."""
-        while self.taking_turns:
-            while self._calls:
-                call, then = self._calls.popleft()
-                self._call_begins()
-                result = call()
-                if not self._still_leads(leader):
-                    # RuntimeError: the loop has been closed, nobody is left to be told.
-                    with contextlib.suppress(RuntimeError):
-                        self.call_soon_threadsafe(then, result)
+        try:
+            asyncio._set_running_loop(self)
+            self.remove_reader(self.inner.fd)
+            self.inner.watch_outer(True)
+            self.inner.outer_runs = self._leaving = False
+            while self.taking_turns:
+                self.inner.act()
+                if self._calls and not self._make_calls(leader):
                     return
-                self.call_soon(then, result)
-            try:
-                self.run_forever()
-            except BaseException as error:
-                self._broken = error
-                break
+                self.inner.act()
+                self._turn()
+        except BaseException as error:
+            self._broken = error
+        finally:
+            asyncio._set_running_loop(None)
         self._finish()
+
+    def _turn(self) -> None:
+        """Events, of one loop or the other."""
+        inner = self.inner
+        now = time.monotonic()
+        if inner.outer_due or now >= self._outer_at or now >= self._timer_at:
+            if now >= self._timer_at:
+                self._timer_at = NEVER
+            self._leave_outer()
+            self._run_outer()
+            inner.poll(0.0)
+        elif self._calls:
+            inner.poll(0.0)
+        elif not inner.poll(min(LINGER, self._timer_at - now)) and inner.sleep():
+            # Each loop's descriptor can be waited for by the other, but not both at a time.
+            inner.watch_outer(False)
+            self.add_reader(inner.fd, self._leave_outer)
+            self._run_outer()
+            self.remove_reader(inner.fd)
+            inner.watch_outer(True)
+
+    def _run_outer(self) -> None:
+        """The outer loop until it is left, with _leave_outer()."""
+        inner = self.inner
+        inner.outer_due = False
+        inner.outer_runs = True
+        asyncio._set_running_loop(None)
+        try:
+            self.run_forever()
+        finally:
+            asyncio._set_running_loop(self)
+            inner.outer_runs = self._leaving = False
+            self._outer_at = time.monotonic() + LINGER
+
+    def _leave_outer(self) -> None:
+        """On the outer loop: there is something for the inner one."""
+        if self._leaving:
+            return
+        self._leaving = True
+        if self.taking_turns:
+            self.stop()
+        else:
+            super().call_soon(self._serve_inner)
+
+    def _serve_inner(self) -> None:
+        """Before the first turn, and after the last: the outer loop does it."""
+        self._leaving = False
+        self.inner.poll(0.0)
+        self.inner.act()
+        if self.inner.actions:
+            self._leave_outer()
+
+    def _callback_failed(self, error: Exception) -> None:
+        self.call_exception_handler({"message": "in a callback", "exception": error})
+
+    def _make_calls(self, leader: int) -> bool:
+        """The calls that wait. False: one took so long that another thread leads now."""
+        while self._calls:
+            call, then = self._calls.popleft()
+            self._call_begins()
+            result = call()
+            if not self._still_leads(leader):
+                # RuntimeError: the loop has been closed, nobody is left to be told.
+                with contextlib.suppress(RuntimeError):
+                    self.inner.soon_threadsafe(partial(then, result))
+                return False
+            try:
+                then(result)
+            except Exception as error:
+                self._callback_failed(error)
+        return True
 
     def _call_begins(self) -> None:
         self._calls_made += 1
@@ -121,6 +238,10 @@ class TurnLoop(uvloop.Loop):
             return True
 
     def _finish(self) -> None:
+        self.inner.watch_outer(False)
+        self.add_reader(self.inner.fd, self._leave_outer)
+        self.inner.outer_runs = True
+        self._leaving = False
         try:
             left = asyncio.all_tasks(self)
             for task in left:
@@ -128,6 +249,8 @@ class TurnLoop(uvloop.Loop):
             self.run_until_complete(_ends(left))
             self.run_until_complete(self.shutdown_asyncgens())
             self.run_until_complete(self.shutdown_default_executor())
+            self.remove_reader(self.inner.fd)
+            self.inner.close()
             self.close()
         finally:
             self._unpark.set()
@@ -166,6 +289,16 @@ class TurnLoop(uvloop.Loop):
             self._began = None
             self.takeovers += 1
             return self._leader
+
+
+def soon_on(loop: asyncio.AbstractEventLoop) -> Callable[[Callable[[], None]], object]:
+    """call_soon of the loop; of a TurnLoop's inner one, where that costs least."""
+    return loop.inner.soon if isinstance(loop, TurnLoop) else loop.call_soon
+
+
+def soon_threadsafe_on(loop: asyncio.AbstractEventLoop) -> Callable[[Callable[[], None]], object]:
+    """The same for call_soon_threadsafe."""
+    return loop.inner.soon_threadsafe if isinstance(loop, TurnLoop) else loop.call_soon_threadsafe
 
 
 async def _ends(tasks: set[asyncio.Task[Any]]) -> None:

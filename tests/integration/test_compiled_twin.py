@@ -18,7 +18,16 @@ pytestmark = pytest.mark.timeout(900)  # to compile takes long on a busy machine
 
 ROOT = Path(__file__).parents[2]
 SEEDS = 10
-TESTS = ("engine", "protocol", "metadata", "native", "runtime_disk", "runtime_net", "runtime_turns")
+TESTS = (
+    "engine",
+    "protocol",
+    "metadata",
+    "native",
+    "runtime_disk",
+    "runtime_inner",
+    "runtime_net",
+    "runtime_turns",
+)
 """Names of unit tests begin with what they are about."""
 
 

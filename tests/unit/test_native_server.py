@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 from nbd_plugin.native import connection as connection_module
 from nbd_plugin.native import server as server_module
@@ -23,6 +22,7 @@ from nbd_plugin.native.server import NbdServer
 from replicator.engine.ports import Buffer
 from replicator.errors import StateRefused
 from tests.tools import nbd_bytes as nbd
+from tests.tools.loops import LOOPS, RunLoop
 
 SIZE = 64 << 20
 MIB = 1 << 20
@@ -188,25 +188,24 @@ class Service:
                 await asyncio.sleep(0.005)
 
 
-@pytest.fixture(params=[asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
-def new_loop(request: pytest.FixtureRequest) -> Callable[[], asyncio.AbstractEventLoop]:
-    factory: Callable[[], asyncio.AbstractEventLoop] = request.param
-    return factory
+@pytest.fixture(params=LOOPS)
+def run_loop(request: pytest.FixtureRequest) -> RunLoop:
+    found: RunLoop = request.param
+    return found
 
 
 def on_both_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """Run an async test with a Service as its first argument, on asyncio's own loop and on uvloop,
+    """Run an async test with a Service as its first argument, on uvloop and on a TurnLoop,
     whose transports differ in detail."""
 
-    def run(new_loop: Callable[[], asyncio.AbstractEventLoop], run_dir: Path, **more: Any) -> None:
+    def run(run_loop: RunLoop, run_dir: Path, **more: Any) -> None:
         async def main() -> None:
             async with Service(run_dir) as service:
                 await test(service, **more)
 
-        with asyncio.Runner(loop_factory=new_loop) as runner:
-            runner.run(main())
+        run_loop(main())
 
-    names = ["new_loop", "run_dir", *list(inspect.signature(test).parameters)[1:]]
+    names = ["run_loop", "run_dir", *list(inspect.signature(test).parameters)[1:]]
     parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
     functools.update_wrapper(run, test)
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""TcpNetwork and TcpChannel over real loopback TCP, on asyncio's own loop and on uvloop."""
+"""TcpNetwork and TcpChannel over real loopback TCP, on uvloop and on a TurnLoop."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-import uvloop
 
 from replicator.engine.ports import Channel
 from replicator.runtime.net import Endpoint, TcpNetwork
+from tests.tools.loops import LOOPS
 
 HOST = "127.0.0.1"
 
@@ -104,14 +104,9 @@ async def connected(host: str = HOST) -> tuple[Node, Node]:
     return a, b
 
 
-@pytest.fixture(params=["asyncio", "uvloop"])
+@pytest.fixture(params=LOOPS)
 def run(request: pytest.FixtureRequest) -> Callable[[Callable[[], Awaitable[None]]], None]:
-    def runner(main: Callable[[], Awaitable[None]]) -> None:
-        factory = uvloop.new_event_loop if request.param == "uvloop" else asyncio.new_event_loop
-        with asyncio.Runner(loop_factory=factory) as loops:
-            loops.run(main())  # type: ignore[arg-type]
-
-    return runner
+    return lambda main: request.param(main())
 
 
 Run = Callable[[Callable[[], Awaitable[None]]], None]

@@ -6,13 +6,13 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import uvloop
 
 from replicator.runtime.net import Endpoint
+from tests.tools.loops import LOOPS, RunLoop
 from tests.unit.test_runtime_net import HOST, Node, free_port, until
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
@@ -44,9 +44,9 @@ def rude_peer(request: pytest.FixtureRequest) -> Iterator[tuple[Endpoint, str]]:
     server.join(10)
 
 
-@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("run", LOOPS)
 def test_a_peer_that_hangs_up_at_once_is_reported_to_the_owner_of_the_channel(
-    rude_peer: tuple[Endpoint, str], loop: Callable[[], asyncio.AbstractEventLoop]
+    rude_peer: tuple[Endpoint, str], run: RunLoop
 ) -> None:
     peer, how = rude_peer
     defects: list[dict[str, Any]] = []
@@ -63,6 +63,5 @@ def test_a_peer_that_hangs_up_at_once_is_reported_to_the_owner_of_the_channel(
             assert {bytes(events.data) for events in made} == {b"early"}
         assert len(node.dialled) == DIALS, "one answer for each dial"
 
-    with asyncio.Runner(loop_factory=loop) as runner:
-        runner.run(main())
+    run(main())
     assert defects == []
