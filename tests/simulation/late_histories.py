@@ -110,7 +110,7 @@ class LateHistory(HarshHistory):
             return
         rng = self.rng
         disk = primary.disks[rng.randrange(self.volumes)]
-        disk.fails = lambda kind, *_: EIO if kind == "write" else 0
+        disk.fails = lambda kind, _offset, _length: EIO if kind == "write" else 0
         for _ in range(rng.randint(1, 4)):
             self._write(primary)
         if rng.random() < 0.5:

@@ -142,3 +142,18 @@ def imports(file: Path) -> set[str]:
     paths = {name.replace(".", "/") for name in names}
     candidates = {f"{path}.py" for path in paths} | {f"{path}/__init__.py" for path in paths}
     return {name for name in candidates if (compiled.ROOT / name).is_file()}
+
+
+@pytest.mark.parametrize("selection", [compiled.DATA_PATH, twin.SELECTION])
+def test_no_lambda_has_arguments_that_the_compiler_cannot_pass(
+    selection: compiled.Selection,
+) -> None:
+    """From one that takes *args it makes C that does not compile, and the twin would not be made."""
+    files = [compiled.ROOT / f"{name.replace('.', '/')}.py" for name in selection.modules]
+    found = [
+        f"{file.name}:{node.lineno}"
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Lambda) and (node.args.vararg or node.args.kwarg)
+    ]
+    assert found == []
