@@ -308,7 +308,7 @@ class Replication:
         may come later: before this is completed the data here needs a name of its own."""
         volume = write.volume
         write.net = Part.FAILED
-        volume.mark_out_of_sync(write.sector, write.nsectors)
+        volume.resync_source.target_refused(write.sector, write.nsectors)
         if volume.state.disk is volume.state.pdsk is Disk.UpToDate:
             volume.new_generation()
         volume.application.progress(write)
@@ -319,7 +319,7 @@ class Replication:
             if write.block_id == ack.block_id and write.volume is volume:
                 self._refused(write)
                 return
-        volume.mark_out_of_sync(ack.sector, ack.blksize >> 9)
+        volume.resync_source.target_refused(ack.sector, ack.blksize >> 9)
 
     def barrier_acknowledged(self, ack: BarrierAck) -> None:
         try:

@@ -9,7 +9,7 @@ import pytest
 from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
 from replicator.metadata.layout import geometry
-from tests.simulation.pair import FLEXIBLE, INTERNAL, Pair, create_md, differing_blocks
+from tests.simulation.pair import FLEXIBLE, INTERNAL, MIB, Pair, create_md, differing_blocks
 
 
 def until_conn(pair, node, conn):
@@ -497,3 +497,27 @@ def test_a_copy_is_not_invalidated_between_its_report_and_the_verdict():
     assert len(verdicts) == 2 and all("handshake: nothing" in line for line in verdicts)
     assert bob.is_(Conn.StartingSyncT, Disk.Inconsistent) or bob.is_(Conn.WFSyncUUID)
     pair.settle()
+
+
+@pytest.mark.parametrize("on_io_error", ["detach", "pass_on"])
+def test_what_a_target_could_not_write_after_its_resync_is_no_fault_of_the_resync(on_io_error):
+    pair = Pair(disk=DiskSettings(al_extents=67, c_max_rate=0, on_io_error=on_io_error))
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    bob.disconnect()
+    alice.write(MIB, b"a" * 4096)
+    bob.connect()
+    pair.run_until(lambda: bob.is_(Conn.SyncTarget))
+    pair.run_until(lambda: bob.volume().resync.outstanding > 0)
+    bob.r.replication.link.data.channel.slowness = (
+        200.0  # its report that it is done is overtaken by the refusal
+    )
+    pair.run_until(lambda: bob.is_(Conn.Connected, Disk.UpToDate))
+    pair.run(0.005)  # it is on its way
+    bob.disks[0].fails = lambda _kind, offset, _length: EIO if offset == 2 * MIB else 0
+    alice.write(2 * MIB, b"b" * 4096)
+    assert alice.is_(Conn.SyncSource)
+    pair.run_until(lambda: alice.is_(Conn.Connected), 5.0)
+    pair.run(1.0)
+    assert not any("still marked here" in line for line in pair.lines)
+    assert alice.volume().bitmap.weight == 1
