@@ -252,7 +252,8 @@ class Attachment:
             volume.drop_disk()
             return
         volume.change(disk=Disk.UpToDate if alone.disk is Disk.Consistent else alone.disk)
-        volume.exchange.send_state()
+        # A peer whose disk comes meanwhile compares it with this one: it has to know the name first.
+        volume.after_generation(volume.exchange.send_state)
 
     def _attach_later(self, flags: Flags, done: AdminDone) -> None:
         volume, token, looks = self._volume, self._attaching, 0

@@ -104,3 +104,26 @@ def test_two_secondaries_attach_one_after_the_other():
     attach(pair.bob)
     pair.settle()
     assert pair.alice.synced
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.5, 2.0, 2.5, 3.0])
+def test_two_disks_that_are_attached_at_the_same_moment_are_compared_as_they_are(slower):
+    """One is used at once, because the other is not there yet, and gets a generation, slowly."""
+    pair = Pair()
+    pair.up_synced()
+    Guard(pair)
+    area = len(pair.bob.data())
+    pair.bob.disks[0].fails = lambda kind, offset, _length: (
+        errno.EIO if kind == "write" and offset >= area else 0
+    )
+    detach(pair.alice)
+    assert pair.bob.is_(disk=Disk.Diskless), "it could not write its new generation"
+    pair.network.base_latency = 0.001
+    answers = []
+    disk = pair.alice.attach(0, answers.append)
+    pair.bob.attach(0, answers.append, delay=0.0005 * slower)
+    pair.run_until(lambda: pair.alice.is_(disk=Disk.Negotiating))
+    disk.slow = lambda *_: 0.02
+    pair.settle(5.0)
+    assert answers == [None, None]
+    assert not any("connection ended" in line for line in pair.lines)
