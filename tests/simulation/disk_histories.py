@@ -82,9 +82,6 @@ class DiskHistory(History):
     def _books(self) -> list[Account]:
         return self.accounts
 
-    def _gave_up(self, node: str, volume: int) -> None:
-        self.accounts[volume].given_up(node)
-
     # --- who has what -------------------------------------------------------------------------
 
     def _holders(self, primary: Node) -> set[str]:

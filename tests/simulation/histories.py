@@ -239,8 +239,10 @@ class History:
         """A split brain may be claimed that the lineage of the copies does not show."""
         return self.split
 
-    def _gave_up(self, node: str, _volume: int) -> None:
-        self.account.given_up(node)
+    def _gave_up(self, node: str, volume: int) -> None:
+        self._books()[volume].given_up(node)
+        if self.guard is not None:
+            self.guard.promises[volume].given_up(node)
 
     def _era(self, primary: Node, volume: int) -> int | None:
         return self.guard.era_of_writes(primary.name, volume) if self.guard is not None else None
@@ -259,9 +261,14 @@ class History:
         """A flush is asked for that promises this: what has to be called when it is completed."""
         if self.guard is None:
             return lambda: None
-        promises = self.guard.promises[volume]
+        promises, account = self.guard.promises[volume], self._books()[volume]
         before = promises.holders(primary)
-        return lambda: promises.flushed(primary, before, promised, self.number)
+
+        def completed() -> None:
+            kept = account.not_given_up(primary.name, promised)
+            promises.flushed(primary, before, kept, self.number)
+
+        return completed
 
     def _note(self, words: str) -> None:
         """A line of the trace, among what the nodes log."""

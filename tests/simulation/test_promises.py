@@ -111,3 +111,16 @@ def test_under_a_a_later_write_before_the_flushed_one_is_stable_is_found():
         "a flush before write 2 was completed, but on bob's disk not all is stable: volume 0, "
         "sector 80 holds 0, allowed [1]"
     ]
+
+
+def test_what_was_flushed_on_a_copy_that_was_given_up_since_binds_nobody():
+    apps = Applications("A")
+    apps.write(1)
+    apps.pair.run(0.01)
+    before = apps.promises.holders(apps.alice)
+    apps.alice.media[0].settle(apps.alice.media[0].seal())
+    apps.promises.flushed(apps.alice, before, dict.fromkeys(SECTORS, 1), 1)
+    apps.promises.given_up("alice")
+    apps.write(2, range(160, 168))
+    apps.pair.run(0.01)
+    assert apps.promises.violations == []

@@ -111,6 +111,10 @@ class Promises:
         if other not in holders and primary.resource is not None:
             self._earlier[other].append(_Flushed(primary.resource, last, promised))
 
+    def given_up(self, name: str) -> None:
+        """A split brain was solved against this node: what it had flushed alone binds nobody."""
+        self._earlier[self._other(name).name].clear()
+
     # --- the peer's disk under A and B --------------------------------------------------------
 
     def _changed(self, name: str, also: Callable[[int], None] | None, page: int) -> None:
