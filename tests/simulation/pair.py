@@ -17,7 +17,7 @@ from replicator.engine.settings import (
     VolumeSettings,
 )
 from replicator.engine.volume import Volume
-from replicator.errors import ReplicatorError
+from replicator.errors import NoDiskError, ReplicatorError
 from replicator.metadata.activity_log import initialized_block
 from replicator.metadata.apply_al import apply_al as plan_apply_al
 from replicator.metadata.layout import Placement, geometry, sb_offset
@@ -28,6 +28,8 @@ from tests.simulation.medium import Medium
 INTERNAL, FLEXIBLE = Placement("internal"), Placement("flexible")
 MIB = 1 << 20
 META_SIZE = 128 * 1024
+CLOSE_WAIT, CLOSE_WAITS = 0.1, 100
+"""Seconds between two looks whether a detached disk has ended its I/O, and how many there are."""
 """Bytes of a metadata device of its own: enough for the bitmap of 2.8 GiB."""
 
 
@@ -116,13 +118,33 @@ class Node:
     def attach(
         self, number: int, done: Callable[[ReplicatorError | None], None], delay: float = 0.0005
     ) -> world.Disk:
-        """Take the medium into use (again), as `attach` does: apply-al first."""
+        """Take the medium into use (again), as `attach` does: apply-al first. As the daemon, it waits
+        for I/O from before the detach, which could land later (runtime: backing)."""
+        old = self.disks[number]
+        if self.volume(number).state.disk is Disk.Diskless and self._lands(number):
+            waits = CLOSE_WAITS
+
+            def look() -> None:
+                nonlocal waits
+                waits -= 1
+                if self.disks[number] is not old or not self._lands(number):
+                    self.attach(number, done, delay)
+                elif waits:
+                    self.clock.call_later(CLOSE_WAIT, look)
+                else:
+                    done(NoDiskError(f"{self.name}/{number}: I/O from before has not ended"))
+
+            self.clock.call_later(CLOSE_WAIT, look)
+            return old
         data, meta = self._open(
             number, self.pair.rng, delay, in_use=self.volume(number).state.disk is not Disk.Diskless
         )
         self.disks[number], self.meta_disks[number] = data, meta
         self._attach(number, done)
         return data
+
+    def _lands(self, number: int) -> bool:
+        return bool(self.disks[number].in_flight or self.meta_disks[number].in_flight)
 
     def _open(
         self, number: int, rng: random.Random, delay: float, *, in_use: bool = False

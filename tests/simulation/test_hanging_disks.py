@@ -8,6 +8,7 @@ import pytest
 
 from protocol.states import Conn, Disk
 from replicator.engine.settings import DiskSettings
+from replicator.errors import NoDiskError
 from tests.simulation.pair import MIB, Node, Pair
 
 TIMEOUT = 3.0
@@ -69,7 +70,7 @@ def test_any_kind_of_call_is_watched(request_: str) -> None:
 
 def test_a_secondary_whose_disk_hangs_gives_it_up_and_the_primary_goes_on() -> None:
     pair = watched_pair()
-    hang(pair.bob)
+    hang(pair.bob, seconds=10)
     written = start(pair.alice, 0, b"a" * 4096)
     pair.run(TIMEOUT + 0.5)
     assert written == [0]
@@ -140,8 +141,8 @@ def test_a_disk_that_hangs_while_it_is_attached_is_not_attached() -> None:
     pair.run(TIMEOUT + 1)
     assert len(results) == 1 and "timed out" in str(results[0])
     assert bob.is_(disk=Disk.Diskless)
-    bob.do(lambda done: bob.attach(0, done))
-    pair.settle()
+    with pytest.raises(NoDiskError, match="I/O from before"):
+        bob.do(lambda done: bob.attach(0, done))
 
 
 def test_a_forced_detach_of_a_hanging_disk_ends() -> None:
@@ -162,7 +163,7 @@ def test_a_disk_that_hangs_after_the_handshake_ends_the_resync_and_no_more() -> 
         pair.alice.write(number * MIB, b"n" * 65536)
     pair.bob.up()
     pair.run_until(lambda: pair.bob.is_(Conn.SyncTarget))
-    hang(pair.bob)
+    hang(pair.bob, seconds=10)
     pair.run(TIMEOUT + 2)
     assert pair.bob.is_(Conn.Connected, Disk.Diskless)
     pair.alice.write(0, b"z" * 4096)

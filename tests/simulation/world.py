@@ -130,6 +130,8 @@ class Disk:
         self.watch: Callable[[str, int], None] | None = None
         """(kind, offset) told of every call when it is made."""
         self.hangs = False
+        self.in_flight = 0
+        """Calls that have not ended, but will."""
         self.allocated = False
         self.tells_holes = True
         self.unmapped = 0
@@ -144,9 +146,16 @@ class Disk:
     ) -> None:
         if self.watch is not None and kind:
             self.watch(kind, offset)
-        if not self.hangs:
-            extra = self.slow(kind, offset, length) if self.slow is not None else 0.0
-            self._clock.call_later(extra + self.delay * (0.2 + 1.6 * self._rng.random()), action)
+        if self.hangs:
+            return
+        self.in_flight += 1
+
+        def ended() -> None:
+            self.in_flight -= 1
+            action()
+
+        extra = self.slow(kind, offset, length) if self.slow is not None else 0.0
+        self._clock.call_later(extra + self.delay * (0.2 + 1.6 * self._rng.random()), ended)
 
     def _error(self, kind: str, offset: int, length: int) -> int:
         if offset < 0 or offset + length > self.size:
