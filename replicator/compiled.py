@@ -38,7 +38,7 @@ _ENGINE = (
     " resync_source settings store transfer_log volume watched_disk zeroes"
 )
 _METADATA = "activity_log bitmap layout"
-_RUNTIME = "disk disk_ops inner net"
+_RUNTIME = "calls disk disk_ops inner net"
 _NBD = "connection inbox transmission wire"
 MODULES = (
     *(f"protocol.{name}" for name in _PROTOCOL.split()),

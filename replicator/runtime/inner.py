@@ -17,12 +17,24 @@ import os
 import select
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from enum import IntEnum
+from functools import partial
 from typing import Any, Protocol
+
+from replicator.runtime.calls import Calls
 
 Buffer = bytes | bytearray | memoryview
 Action = Callable[[], None]
+
+LINGER = 0.01
+"""Seconds that the inner loop waits for the next event before the outer one sleeps; and about what a
+timer may be late while the inner loop is busy. Not less: a short time-out of each wait makes the kernel
+set a timer of the processor each time, which costs a virtual machine more than all that is saved here."""
+
+NEVER = float("inf")
 
 EVENTS_MAX = 64
 READS_MAX = 8
@@ -45,19 +57,39 @@ class Driven(Protocol):
     def connection_lost(self, exc: Exception | None) -> None: ...
 
 
+class Ends(IntEnum):
+    """Why lead() has returned."""
+
+    TURN = 1
+    """The outer loop needs a turn."""
+    SLEEP = 2
+    """Nothing is going on: the outer loop may sleep."""
+    LOST = 3
+    """Another thread leads now."""
+
+
 class InnerLoop:
-    """outer: readable when the outer loop has something to do. leave: make it return, when it runs.
-    failed(error): a callback has raised.
+    """calls: made between two turns. outer: readable when the outer loop has something to do.
+    leave: make it return, when it runs. failed(error): a callback has raised.
     fd: readable when poll() would have something."""
 
     def __init__(
-        self, outer: int, leave: Callable[[], None], failed: Callable[[Exception], None]
+        self,
+        calls: Calls,
+        outer: int,
+        leave: Callable[[], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         self.outer_runs = True
         """The outer loop has to be left before anything happens here. Set by TurnLoop."""
         self.outer_due = False
         """The outer loop has something to do."""
+        self.outer_at = 0.0
+        """When the outer loop gets its next turn at the latest; time of time.monotonic()."""
+        self.timer_at = NEVER
+        """The next of the timers set lately."""
         self.actions: deque[Action] = deque()
+        self._calls = calls
         self._outer = outer
         self._watches_outer = False
         self._leave = leave
@@ -97,6 +129,41 @@ class InnerLoop:
                     raise RuntimeError("the loop is closed")
                 os.eventfd_write(self._wake, 1)
 
+    def lead(self, leader: int) -> Ends:
+        """Turn after turn, with the calls between them, until something else has to be done."""
+        calls = self._calls.waiting
+        while True:
+            self.act()
+            if calls and not self._make_calls(leader):
+                return Ends.LOST
+            self.act()
+            now = time.monotonic()
+            if self.outer_due or now >= self.outer_at or now >= self.timer_at:
+                return Ends.TURN
+            if calls:
+                self.poll(0.0)
+            elif not self.poll(min(LINGER, self.timer_at - now)) and self._may_sleep():
+                return Ends.SLEEP
+
+    def _make_calls(self, leader: int) -> bool:
+        """The calls that wait. False: one took so long that another thread leads now."""
+        calls = self._calls
+        while calls.waiting:
+            call, then = calls.waiting.popleft()
+            calls.begin()
+            result = call()
+            if not calls.end(leader):
+                try:
+                    self.soon_threadsafe(partial(then, result))
+                except RuntimeError:
+                    pass  # the loop has been closed, nobody is left to be told
+                return False
+            try:
+                then(result)
+            except Exception as error:
+                self._failed(error)
+        return True
+
     def act(self) -> None:
         """Run what is waiting now; what that adds comes with the next call."""
         actions = self.actions
@@ -133,7 +200,7 @@ class InnerLoop:
                         self._failed(error)
         return bool(events)
 
-    def sleep(self) -> bool:
+    def _may_sleep(self) -> bool:
         """Before the outer loop waits: from here on threads have to wake this one. False: it must not
         wait, something has come meanwhile."""
         self._sleeps = True

@@ -21,30 +21,21 @@ Rules:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine
-from functools import partial
 from typing import Any, TypeVar
 
 import uvloop
 
-from replicator.runtime.inner import InnerLoop
+from replicator.runtime.calls import Calls
+from replicator.runtime.inner import LINGER, NEVER, Ends, InnerLoop
 
 T = TypeVar("T")
 
 PATIENCE = 0.02
 """Seconds that a call may hold up the loop before another thread takes the loop over."""
-
-LINGER = 0.01
-"""Seconds that the inner loop waits for the next event before the outer one sleeps; and about what a
-timer may be late while the inner loop is busy. Not less: a short time-out of each wait makes the kernel
-set a timer of the processor each time, which costs a virtual machine more than all that is saved here."""
-
-NEVER = float("inf")
 
 LATE = 0.001
 """uvloop counts in milliseconds: what is due may have to wait for the next one."""
@@ -64,19 +55,12 @@ class TurnLoop(uvloop.Loop):
         """Whether between_turns() may be called."""
         self.takeovers = 0
         """How often a call took too long."""
-        self._lock = threading.Lock()
-        self._leader = 0
-        self._began: float | None = None
-        self._calls_made = 0
-        self._parked = False
         self._unpark = threading.Event()
-        self._calls: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
+        self._calls = Calls(self._unpark.set)
         self._ended = threading.Event()
         self._leaving = False
-        self._outer_at = 0.0
-        self._timer_at = NEVER
-        """The next of the timers set lately; time of time.monotonic()."""
         self.inner = InnerLoop(
+            self._calls,
             self._get_backend_id(),  # type: ignore[attr-defined]
             self._leave_outer,
             self._callback_failed,
@@ -88,7 +72,7 @@ class TurnLoop(uvloop.Loop):
     def between_turns(self, call: Callable[[], T], then: Callable[[T], None]) -> None:
         """On the loop: run `call` when this turn is over, and then(its result) in a later turn.
         `call` runs outside the loop, and should do nothing but block; it must not raise."""
-        self._calls.append((call, then))
+        self._calls.waiting.append((call, then))
         if self.inner.outer_runs:
             self._leave_outer()
 
@@ -107,7 +91,8 @@ class TurnLoop(uvloop.Loop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """As ever; and the outer loop gets its turn in time."""
-        self._timer_at = min(self._timer_at, time.monotonic() + delay + LATE)
+        inner = self.inner
+        inner.timer_at = min(inner.timer_at, time.monotonic() + delay + LATE)
         return super().call_later(delay, callback, *args, context=context)
 
     def run_turns(self, main: Coroutine[Any, Any, T]) -> T:
@@ -116,7 +101,7 @@ class TurnLoop(uvloop.Loop):
         outcome: asyncio.Task[T] = self.create_task(main)
         outcome.add_done_callback(lambda _task: self._end())
         self.taking_turns = True
-        self._start_thread("loop", self._lead, self._leader)
+        self._start_thread("loop", self._lead, 0)
         self._start_thread("loop-watch", self._watch)
         self._ended.wait()
         if self._broken is not None:
@@ -141,36 +126,37 @@ class TurnLoop(uvloop.Loop):
             self.inner.watch_outer(True)
             self.inner.outer_runs = self._leaving = False
             while self.taking_turns:
-                self.inner.act()
-                if self._calls and not self._make_calls(leader):
+                why = self.inner.lead(leader)
+                if why == Ends.LOST:
                     return
-                self.inner.act()
-                self._turn()
+                if why == Ends.SLEEP:
+                    self._sleep_outside()
+                else:
+                    self._turn_outside()
         except BaseException as error:
             self._broken = error
         finally:
             asyncio._set_running_loop(None)
         self._finish()
 
-    def _turn(self) -> None:
-        """Events, of one loop or the other."""
+    def _turn_outside(self) -> None:
+        """One turn of the outer loop, without waiting for anything."""
         inner = self.inner
-        now = time.monotonic()
-        if inner.outer_due or now >= self._outer_at or now >= self._timer_at:
-            if now >= self._timer_at:
-                self._timer_at = NEVER
-            self._leave_outer()
-            self._run_outer()
-            inner.poll(0.0)
-        elif self._calls:
-            inner.poll(0.0)
-        elif not inner.poll(min(LINGER, self._timer_at - now)) and inner.sleep():
-            # Each loop's descriptor can be waited for by the other, but not both at a time.
-            inner.watch_outer(False)
-            self.add_reader(inner.fd, self._leave_outer)
-            self._run_outer()
-            self.remove_reader(inner.fd)
-            inner.watch_outer(True)
+        if time.monotonic() >= inner.timer_at:
+            inner.timer_at = NEVER
+        self._leave_outer()
+        self._run_outer()
+        inner.poll(0.0)
+
+    def _sleep_outside(self) -> None:
+        """The outer loop until there is something for the inner one. Each loop's descriptor can be
+        waited for by the other, but not both at a time."""
+        inner = self.inner
+        inner.watch_outer(False)
+        self.add_reader(inner.fd, self._leave_outer)
+        self._run_outer()
+        self.remove_reader(inner.fd)
+        inner.watch_outer(True)
 
     def _run_outer(self) -> None:
         """The outer loop until it is left, with _leave_outer()."""
@@ -183,7 +169,7 @@ class TurnLoop(uvloop.Loop):
         finally:
             asyncio._set_running_loop(self)
             inner.outer_runs = self._leaving = False
-            self._outer_at = time.monotonic() + LINGER
+            inner.outer_at = time.monotonic() + LINGER
 
     def _leave_outer(self) -> None:
         """On the outer loop: there is something for the inner one."""
@@ -205,37 +191,6 @@ class TurnLoop(uvloop.Loop):
 
     def _callback_failed(self, error: Exception) -> None:
         self.call_exception_handler({"message": "in a callback", "exception": error})
-
-    def _make_calls(self, leader: int) -> bool:
-        """The calls that wait. False: one took so long that another thread leads now."""
-        while self._calls:
-            call, then = self._calls.popleft()
-            self._call_begins()
-            result = call()
-            if not self._still_leads(leader):
-                # RuntimeError: the loop has been closed, nobody is left to be told.
-                with contextlib.suppress(RuntimeError):
-                    self.inner.soon_threadsafe(partial(then, result))
-                return False
-            try:
-                then(result)
-            except Exception as error:
-                self._callback_failed(error)
-        return True
-
-    def _call_begins(self) -> None:
-        self._calls_made += 1
-        self._began = time.monotonic()
-        # After _began: _watch looks at them in the opposite order before it sleeps.
-        if self._parked:
-            self._unpark.set()
-
-    def _still_leads(self, leader: int) -> bool:
-        with self._lock:
-            if self._leader != leader:
-                return False
-            self._began = None
-            return True
 
     def _finish(self) -> None:
         self.inner.watch_outer(False)
@@ -261,34 +216,26 @@ class TurnLoop(uvloop.Loop):
     def _watch(self) -> None:
         """Take the loop over from a leader who is stuck in a call."""
         looks, seen = 0, 0
+        calls = self._calls
         while not self._ended.is_set():
             if looks > IDLE_LOOKS:
                 self._sleep()
             time.sleep(LOOK_SECONDS)
-            looks = looks + 1 if self._calls_made == seen else 0
-            seen = self._calls_made
-            if (leader := self._take_over()) is not None:
+            looks = looks + 1 if calls.made == seen else 0
+            seen = calls.made
+            if leader := calls.take_over(PATIENCE):
+                self.takeovers += 1
                 self._start_thread("loop-watch", self._watch)
                 self._lead(leader)
                 return
 
     def _sleep(self) -> None:
+        calls = self._calls
         self._unpark.clear()
-        self._parked = True
-        if self._began is None and not self._ended.is_set():
+        calls.watch_sleeps = True
+        if not calls.under_way and not self._ended.is_set():
             self._unpark.wait()
-        self._parked = False
-
-    def _take_over(self) -> int | None:
-        """The number of the new leader, if there has to be one."""
-        with self._lock:
-            began = self._began
-            if began is None or time.monotonic() - began < PATIENCE:
-                return None
-            self._leader += 1
-            self._began = None
-            self.takeovers += 1
-            return self._leader
+        calls.watch_sleeps = False
 
 
 def soon_on(loop: asyncio.AbstractEventLoop) -> Callable[[Callable[[], None]], object]:
