@@ -14,7 +14,7 @@ Two header formats are spoken: h80 (8 bytes) until both nodes have announced the
 from __future__ import annotations
 
 from struct import Struct
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from protocol.commands import (
     MAX_DATA,
@@ -40,21 +40,21 @@ from protocol.packets import MAGIC_80, MAGIC_100
 _MAGIC_95 = 0x835A
 _H80_UNPACK = Struct(">IHH").unpack_from
 _H100_UNPACK = Struct(">IHHII").unpack_from
-_MAGIC_UNPACK = Struct(">I").unpack_from
-_BLOCK_UNPACK = Struct(">IHHIIQQII").unpack_from
+_MAGIC_UNPACK: Final = Struct(">I").unpack_from
+_BLOCK_UNPACK: Final = Struct(">IHHIIQQII").unpack_from
 _H80_SIZE = 8
 _H100_SIZE = 16
-_BLOCK_SIZE = 24
-_BLOCK_FRAME_SIZE = _H100_SIZE + _BLOCK_SIZE
+_BLOCK_SIZE: Final = 24
+_BLOCK_FRAME_SIZE: Final = _H100_SIZE + _BLOCK_SIZE
 _SOCKETS = {"d": "data socket", "m": "meta socket"}
 
 
-DATA = int(Command.DATA)
-WITH_DATA = frozenset({DATA, int(Command.RS_DATA_REPLY)})
-DIRECT = WITH_DATA | {int(Command.WRITE_ACK), int(Command.RECV_ACK)}
+DATA: Final = int(Command.DATA)
+WITH_DATA: Final = frozenset({DATA, int(Command.RS_DATA_REPLY)})
+DIRECT: Final = WITH_DATA | {int(Command.WRITE_ACK), int(Command.RECV_ACK)}
 """Commands for next_block()."""
 
-LARGE = 128 * 1024
+LARGE: Final = 128 * 1024
 """Bytes of data that are received where they stay, if the rest of a frame has not come yet. For less it
 is not worth the memory's being cleared first."""
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from struct import Struct
 from struct import error as StructError
+from typing import Final
 
 from protocol.commands import (
     CONNECTION_VOLUME,
@@ -96,7 +97,7 @@ MAGIC_100 = 0x8620EC20
 
 _H80 = Struct(">IHH")
 _H100 = Struct(">IHHII")
-_BLOCK_FRAME = Struct(">IHHIIQQII")
+_BLOCK_FRAME: Final = Struct(">IHHIIQQII")
 _block_frame_pack = _BLOCK_FRAME.pack
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from nbd_plugin.native import wire
 from nbd_plugin.native.handshake import Handshake, Phase, Tls, Wanted
@@ -39,18 +39,18 @@ from replicator.runtime.turns import soon_on
 if TYPE_CHECKING:
     from nbd_plugin.native.server import NbdServer
 
-IN_FLIGHT_MAX = 40 << 20
+IN_FLIGHT_MAX: Final = 40 << 20
 """Bytes of requests that one client may have under way."""
 assert IN_FLIGHT_MAX >= COST_MAX
 
-WRITE_HIGH = 256 * 1024
+WRITE_HIGH: Final = 256 * 1024
 """Bytes of replies that a client may leave unread before it is not listened to any more."""
 
 HANDSHAKE_SECONDS = 60.0
 LINGER_SECONDS = 5.0
 """At the end of a connection, for the client to take what was sent."""
 
-JOIN_MAX = 16 * 1024
+JOIN_MAX: Final = 16 * 1024
 """Data up to this length is copied into one block with its reply; longer data is not copied."""
 
 

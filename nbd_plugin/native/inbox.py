@@ -7,16 +7,18 @@ when its request has been admitted. Nothing here knows what the bytes mean, and 
 
 from __future__ import annotations
 
+from typing import Final
+
 from protocol.lent import lend
 
-BUFFER = 256 * 1024
-ROOM = 64 * 1024
+BUFFER: Final = 256 * 1024
+ROOM: Final = 64 * 1024
 """Free bytes below which a read is not worth its system call: then what is left moves to the front."""
 
-LARGE = BUFFER // 2
+LARGE: Final = BUFFER // 2
 """A payload that is longer, and not here yet, is received into memory of its own."""
 
-PEEK = 4096
+PEEK: Final = 4096
 """Bytes received after those: one large write follows another, and only its header is wanted here."""
 
 

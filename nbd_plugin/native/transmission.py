@@ -13,7 +13,7 @@ Rules:
 from __future__ import annotations
 
 import errno
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from nbd_plugin.native.inbox import LARGE, Inbox
 from nbd_plugin.native.wire import (
@@ -35,19 +35,19 @@ from nbd_plugin.native.wire import (
     REQUEST_MAGIC,
 )
 
-REQUEST_COST = 4096
+REQUEST_COST: Final = 4096
 """What a request costs of the budget in addition to its payload, in bytes."""
 
-AT_ONCE = 16
+AT_ONCE: Final = 16
 """Requests taken together. What has come beyond that is for the loop's next turn: so the peer and the
 client get their share of a long burst while the rest of it is still being parsed."""
 
-HEADER = REQUEST.size
+HEADER: Final = REQUEST.size
 
-COST_MAX = REQUEST_COST + MAXIMUM_BLOCK
+COST_MAX: Final = REQUEST_COST + MAXIMUM_BLOCK
 """The dearest request: a budget must be able to reach it."""
 
-_FLAGS = {
+_FLAGS: Final = {
     CMD_READ: FLAG_FUA,
     CMD_WRITE: FLAG_FUA,
     CMD_FLUSH: FLAG_FUA,
@@ -57,8 +57,8 @@ _FLAGS = {
 }
 """What each command may carry. FUA means nothing for some, but has to be accepted everywhere."""
 
-_WRITING = frozenset({CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES})
-_GROWING = frozenset({CMD_WRITE, CMD_WRITE_ZEROES})
+_WRITING: Final = frozenset({CMD_WRITE, CMD_TRIM, CMD_WRITE_ZEROES})
+_GROWING: Final = frozenset({CMD_WRITE, CMD_WRITE_ZEROES})
 """Commands that fail with ENOSPC beyond the end; the others with EINVAL."""
 
 

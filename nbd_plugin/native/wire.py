@@ -9,40 +9,41 @@ from __future__ import annotations
 import errno
 from enum import IntEnum, IntFlag
 from struct import Struct
+from typing import Final
 
-INIT_MAGIC = b"NBDMAGIC"
-OPTION_MAGIC = b"IHAVEOPT"
-OPTION_REPLY_MAGIC = 0x0003E889045565A9
-REQUEST_MAGIC = 0x25609513
-SIMPLE_REPLY_MAGIC = 0x67446698
-STRUCTURED_REPLY_MAGIC = 0x668E33EF
+INIT_MAGIC: Final = b"NBDMAGIC"
+OPTION_MAGIC: Final = b"IHAVEOPT"
+OPTION_REPLY_MAGIC: Final = 0x0003E889045565A9
+REQUEST_MAGIC: Final = 0x25609513
+SIMPLE_REPLY_MAGIC: Final = 0x67446698
+STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
 
-STRING_MAX = 4096
+STRING_MAX: Final = 4096
 """Bytes of a name or of any other text; the protocol promises nothing longer."""
-MINIMUM_BLOCK = 512
-PREFERRED_BLOCK = 4096
-MAXIMUM_BLOCK = 32 << 20
+MINIMUM_BLOCK: Final = 512
+PREFERRED_BLOCK: Final = 4096
+MAXIMUM_BLOCK: Final = 32 << 20
 """Largest payload of a READ or WRITE."""
 
-ALLOCATION = "base:allocation"
-ALLOCATION_ID = 1
+ALLOCATION: Final = "base:allocation"
+ALLOCATION_ID: Final = 1
 """Our id for the one metadata context that there is."""
 
-HANDSHAKE = Struct(">8s8sH")
-CLIENT_FLAGS = Struct(">I")
-OPTION = Struct(">8sII")
-OPTION_REPLY = Struct(">QIII")
-REQUEST = Struct(">IHHQQI")
-SIMPLE_REPLY = Struct(">IIQ")
-CHUNK = Struct(">IHHQI")
-DATA_CHUNK = Struct(">IHHQIQ")
-ERROR_CHUNK = Struct(">IHHQIIH")
-STATUS_CHUNK = Struct(">IHHQIIII")
-EXPORT = Struct(">QH")
-EXPORT_PADDING = bytes(124)
+HANDSHAKE: Final = Struct(">8s8sH")
+CLIENT_FLAGS: Final = Struct(">I")
+OPTION: Final = Struct(">8sII")
+OPTION_REPLY: Final = Struct(">QIII")
+REQUEST: Final = Struct(">IHHQQI")
+SIMPLE_REPLY: Final = Struct(">IIQ")
+CHUNK: Final = Struct(">IHHQI")
+DATA_CHUNK: Final = Struct(">IHHQIQ")
+ERROR_CHUNK: Final = Struct(">IHHQIIH")
+STATUS_CHUNK: Final = Struct(">IHHQIIII")
+EXPORT: Final = Struct(">QH")
+EXPORT_PADDING: Final = bytes(124)
 
-U16 = Struct(">H")
-U32 = Struct(">I")
+U16: Final = Struct(">H")
+U32: Final = Struct(">I")
 
 
 class HandshakeFlag(IntFlag):
@@ -101,29 +102,29 @@ class ExportFlag(IntFlag):
 # Commands and their flags. Plain numbers: each request is compared with several of them, and members
 # of an enumeration would cost as much as all the rest of the parsing.
 
-CMD_READ = 0
-CMD_WRITE = 1
-CMD_DISC = 2
-CMD_FLUSH = 3
-CMD_TRIM = 4
-CMD_CACHE = 5
-CMD_WRITE_ZEROES = 6
-CMD_BLOCK_STATUS = 7
+CMD_READ: Final = 0
+CMD_WRITE: Final = 1
+CMD_DISC: Final = 2
+CMD_FLUSH: Final = 3
+CMD_TRIM: Final = 4
+CMD_CACHE: Final = 5
+CMD_WRITE_ZEROES: Final = 6
+CMD_BLOCK_STATUS: Final = 7
 
-FLAG_FUA = 1
-FLAG_NO_HOLE = 2
-FLAG_DF = 4
-FLAG_REQ_ONE = 8
-FLAG_FAST_ZERO = 16
+FLAG_FUA: Final = 1
+FLAG_NO_HOLE: Final = 2
+FLAG_DF: Final = 4
+FLAG_REQ_ONE: Final = 8
+FLAG_FAST_ZERO: Final = 16
 
 # Structured replies.
 
-CHUNK_OFFSET_DATA = 1
-CHUNK_BLOCK_STATUS = 5
-CHUNK_ERROR = 0x8001
-CHUNK_DONE = 1
+CHUNK_OFFSET_DATA: Final = 1
+CHUNK_BLOCK_STATUS: Final = 5
+CHUNK_ERROR: Final = 0x8001
+CHUNK_DONE: Final = 1
 
-_ERRNOS = {
+_ERRNOS: Final = {
     errno.EPERM: errno.EPERM,
     errno.EROFS: errno.EPERM,
     errno.EACCES: errno.EPERM,

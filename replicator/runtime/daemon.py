@@ -44,6 +44,10 @@ ATTACH_SECONDS = 300.0
 SHUTDOWN_SECONDS = 20.0
 """For an orderly end after a signal; then the process ends as if killed, which is safe."""
 
+COLLECT_AFTER = 20_000
+"""Objects more than there were, before the collector looks for garbage in cycles. Python's 700 are
+reached time and again by writes that wait in the transfer log, and there are no cycles among them."""
+
 DISK_SECONDS = 10.0
 
 FORCE_SECONDS = 10.0
@@ -182,6 +186,7 @@ class ResourceDaemon:
         # What exists now lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
+        gc.set_threshold(COLLECT_AFTER)
 
     async def _give_up_start(self) -> None:
         self._control.stop()

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
+from typing import Final
 
 from replicator.engine.ports import Buffer, Done, ReadDone
 from replicator.runtime import disk_ops
@@ -39,14 +40,14 @@ READ_THREADS = 2
 DIRECT_THREADS = 8
 """Of reads, and of writes, past the page cache: how many the device gets at once."""
 
-INLINE_READ_MAX = 64 * 1024
+INLINE_READ_MAX: Final = 64 * 1024
 """Bytes; a longer read is copied on a thread, so as not to hold up the loop."""
 
-INLINE_WRITE_MAX = 64 * 1024
-INLINE_BATCH_MAX = 512 * 1024
+INLINE_WRITE_MAX: Final = 64 * 1024
+INLINE_BATCH_MAX: Final = 512 * 1024
 """Bytes of one write, and of all writes between two turns; what is larger goes to a thread."""
 
-AT_ONCE = 256 * 1024
+AT_ONCE: Final = 256 * 1024
 """Bytes of a job that is handed over as soon as it is submitted."""
 
 SLOW_SECONDS = 0.005
@@ -55,7 +56,7 @@ come within the next REST_SECONDS: the disk, or the page cache, has reasons to b
 
 REST_SECONDS = 1.0
 
-BATCH_SECONDS = 0.001
+BATCH_SECONDS: Final = 0.001
 """A lane thread reports what it has completed at least this often while it works off a batch."""
 
 Completion = Callable[[], None]

@@ -22,28 +22,28 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from replicator.runtime.calls import Calls
 
 Buffer = bytes | bytearray | memoryview
 Action = Callable[[], None]
 
-LINGER = 0.01
+LINGER: Final = 0.01
 """Seconds that the inner loop waits for the next event before the outer one sleeps; and about what a
 timer may be late while the inner loop is busy. Not less: a short time-out of each wait makes the kernel
 set a timer of the processor each time, which costs a virtual machine more than all that is saved here."""
 
-NEVER = float("inf")
+NEVER: Final = float("inf")
 
-EVENTS_MAX = 64
-READS_MAX = 8
+EVENTS_MAX: Final = 64
+READS_MAX: Final = 8
 """Receives in a row from one socket that fills every buffer; then the others have their turn."""
 
-PARTS_MAX = 1024
+PARTS_MAX: Final = 1024
 """Buffers that one system call takes (IOV_MAX)."""
 
-WRITE_HIGH = 64 * 1024
+WRITE_HIGH: Final = 64 * 1024
 
 
 class Driven(Protocol):

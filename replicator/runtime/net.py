@@ -17,22 +17,22 @@ import socket
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from replicator.engine.ports import Buffer, Channel, ChannelEvents
 from replicator.runtime.sockets import Server, connect, serve
 from replicator.runtime.turns import soon_on
 
-LUMP = 256 * 1024
+LUMP: Final = 256 * 1024
 """Bytes given to the transport at a time, or more by a single larger buffer, which goes whole."""
 
-JOIN_MAX = 16 * 1024
+JOIN_MAX: Final = 16 * 1024
 """Bytes: what is smaller is joined in one buffer, as acknowledgements are; else each keeps its own."""
 
-RECEIVE = 256 * 1024
+RECEIVE: Final = 256 * 1024
 """Bytes received at a time, but for those that have a place to be received in."""
 
-PEEK = 4096
+PEEK: Final = 4096
 """Bytes received after those: one large packet follows another, and only its header is wanted here."""
 
 LINGER = 1.0
