@@ -132,6 +132,7 @@ class HarshHistory(MediaHistory):
         for node in self.nodes:
             account.floor[node.name].clear()
             account.forget_completions(node.name)
+            self._binds_nobody(node.name, number)
         self.flushes[number].clear()
 
     def _fail_over(self) -> None:
@@ -425,9 +426,10 @@ class HarshHistory(MediaHistory):
                 self.discarded, self.ambiguous = self._other(node).name, True
 
     def _force_copy(self, node: Node) -> None:
-        for account, flushes in zip(self.accounts, self.flushes, strict=True):
+        for number, account in enumerate(self.accounts):
             account.floor[node.name].clear()
-            flushes.clear()
+            self.flushes[number].clear()
+            self._binds_nobody(node.name, number)
         super()._try(lambda: node.primary(force=True))
 
     def _outage(self) -> None:

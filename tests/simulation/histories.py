@@ -241,6 +241,10 @@ class History:
 
     def _gave_up(self, node: str, volume: int) -> None:
         self._books()[volume].given_up(node)
+        self._binds_nobody(node, volume)
+
+    def _binds_nobody(self, node: str, volume: int) -> None:
+        """What this node, as Primary, had flushed alone need not be anywhere any more."""
         if self.guard is not None:
             self.guard.promises[volume].given_up(node)
 

@@ -112,7 +112,8 @@ class Promises:
             self._earlier[other].append(_Flushed(primary.resource, last, promised))
 
     def given_up(self, name: str) -> None:
-        """A split brain was solved against this node: what it had flushed alone binds nobody."""
+        """A split brain was solved against this node, its disk has failed with what it alone had, or its
+        copy was declared good without all of it: what it had flushed alone binds nobody."""
         self._earlier[self._other(name).name].clear()
 
     # --- the peer's disk under A and B --------------------------------------------------------
