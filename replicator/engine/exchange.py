@@ -114,6 +114,8 @@ class Exchange:
     def announce_disk(self) -> None:
         """A disk was attached while connected: sizes, UUIDs, and the state Negotiating."""
         self.decided = False
+        # Those that the peer sends when it hears of the disk count: it may have begun a generation.
+        self.peer_uuids = None
         self.send_sizes()
         self.send_uuids()
         self.send_state()
@@ -268,7 +270,8 @@ class Exchange:
         if disk is Disk.DUnknown:
             volume.resource.refuse_peer(f"{volume.name}: the peer reports its disk as DUnknown")
             return
-        if self.peer_uuids is None and peer.disk >= Disk.Negotiating and volume.store is not None:
+        nameless = self.peer_uuids is None and peer.disk >= Disk.Negotiating
+        if nameless and volume.store is not None and volume.state.disk is not Disk.Negotiating:
             raise WireError(f"STATE with disk {peer.disk.name}: expected its UUIDS first")
         if self._ends_resync(peer):
             return

@@ -144,7 +144,7 @@ class Node:
         return data
 
     def _lands(self, number: int) -> bool:
-        return bool(self.disks[number].in_flight or self.meta_disks[number].in_flight)
+        return bool(self.disks[number].unended or self.meta_disks[number].unended)
 
     def _open(
         self, number: int, rng: random.Random, delay: float, *, in_use: bool = False

@@ -127,3 +127,25 @@ def test_two_disks_that_are_attached_at_the_same_moment_are_compared_as_they_are
     pair.settle(5.0)
     assert answers == [None, None]
     assert not any("connection ended" in line for line in pair.lines)
+
+
+def test_news_from_before_the_attach_does_not_decide_about_it():
+    pair = Pair()
+    pair.network.base_latency = 0.01  # the disk is opened faster than news travel
+    pair.up_synced()
+    pair.alice.primary()
+    Guard(pair)
+    pair.network.cut = {"alice", "bob"}
+    detach(pair.alice)
+    pair.network.cut = set()
+    pair.network.break_all()
+    pair.run_until(lambda: pair.alice.is_(Conn.Connected, Disk.Diskless, Disk.UpToDate))
+    pair.run(1)
+    answers = []
+    pair.alice.volume().write(MIB, b"w" * 4096, False, answers.append)
+    pair.bob.r.pause_sync(0, lambda _error: None)  # it tells its state, and has not got the write
+    attach(pair.alice)
+    pair.bob.r.resume_sync(0, lambda _error: None)
+    pair.settle()
+    assert answers == [0]
+    assert pair.alice.data()[MIB : MIB + 4096] == b"w" * 4096

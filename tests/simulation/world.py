@@ -130,7 +130,7 @@ class Disk:
         self.watch: Callable[[str, int], None] | None = None
         """(kind, offset) told of every call when it is made."""
         self.hangs = False
-        self.in_flight = 0
+        self.unended = 0
         """Calls that have not ended, but will."""
         self.allocated = False
         self.tells_holes = True
@@ -148,10 +148,10 @@ class Disk:
             self.watch(kind, offset)
         if self.hangs:
             return
-        self.in_flight += 1
+        self.unended += 1
 
         def ended() -> None:
-            self.in_flight -= 1
+            self.unended -= 1
             action()
 
         extra = self.slow(kind, offset, length) if self.slow is not None else 0.0
