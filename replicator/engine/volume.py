@@ -89,6 +89,7 @@ class Volume:
         self.peer_may_have_current = True
         """While a base is tracked: the peer may have finished a resync whose end was not heard here,
         and then has this very generation."""
+        self._tracks_for_peer = False
         self.negotiated_disk = Disk.Diskless
         """What a Negotiating disk becomes when the handshake lets it."""
         self._generations_pending = 0
@@ -250,6 +251,7 @@ class Volume:
         if self.peer_may_have_current and misses_writes(new) and not new.suspended:
             self.new_generation()
         peer_writes_here = new.peer is Role.Primary and new.pdsk <= Disk.Failed
+        self._tracks_for_peer = self._tracks_for_peer and peer_writes_here
         if peer_writes_here and not (old.peer is Role.Primary and old.pdsk <= Disk.Failed):
             if old.conn >= Conn.Connected:
                 self.track_for_peer()
@@ -438,9 +440,9 @@ class Volume:
         self.write_superblock(stable)
 
     def track_for_peer(self) -> None:
-        """This is the only copy that gets what a Primary without disk writes: from a base on."""
-        tracking = self.store is None or self.store.uuids.bitmap != 0
-        if self.state.disk is Disk.UpToDate and not tracking and not self.generation_pending:
+        """Only this copy gets what a Primary without disk writes: it needs a name of its own."""
+        if self.state.disk is Disk.UpToDate and not self._tracks_for_peer:
+            self._tracks_for_peer = True
             self.new_generation()
 
     def after_generation(self, action: Callable[[], None]) -> None:
@@ -579,9 +581,7 @@ class Volume:
     def local_io_error(
         self, what: str, sector: int, errno: int, disk: DiskPort | None = None
     ) -> None:
-        """The local disk failed: act as on-io-error says.
-
-        disk: the one that was used; if another has taken its place meanwhile, nothing happens."""
+        """Act as on-io-error says. disk: the failed one; if another has its place, nothing happens."""
         if self.state.disk <= Disk.Failed:
             return
         if disk is not None and (self.store is None or self.store.data is not disk):

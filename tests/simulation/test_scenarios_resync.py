@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from errno import EIO
+
 import pytest
 
 from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import DiskSettings, NetSettings
+from replicator.errors import ReplicatorError
 from tests.simulation.pair import MIB, Pair, differing_blocks
 from tests.simulation.strikes import Watch
 
@@ -182,3 +186,27 @@ def test_a_primary_that_is_the_target_survives_the_loss_of_its_source():
     assert pair.bob.is_(role=Role.Primary)
     assert pair.alice.data()[:BLOCK] == b"b" * BLOCK
     assert not differing_blocks(pair.alice, pair.bob)
+
+
+def test_what_is_written_from_afar_to_a_copy_that_its_writer_has_surpassed_is_not_overwritten():
+    """alice's disk fails as her resync of bob ends, so it still has the base, and the name that bob has
+    gone on from. Then bob uses it without his own disk, and gets that back."""
+    pair = interrupted(FAST)
+    alice, bob = pair.alice, pair.bob
+    pair.run_until(lambda: bob.is_(Conn.Connected, Disk.UpToDate), 60)
+    area = len(alice.data())
+    alice.disks[0].fails = lambda kind, at, _length: EIO if kind == "write" and at >= area else 0
+    pair.run_until(lambda: alice.is_(Conn.Connected, Disk.Diskless, Disk.UpToDate), 60)
+    alice.disks[0].fails = None
+    alice.secondary()
+    bob.do(lambda done: bob.r.detach(0, False, done))
+    alice.do(lambda done: alice.attach(0, done))
+    pair.run(1)
+    bob.primary()
+    bob.write(0, b"b" * BLOCK)
+    bob.flush()
+    bob.secondary()
+    with suppress(ReplicatorError):
+        bob.do(lambda done: bob.attach(0, done))
+    pair.run(30)
+    assert alice.data()[:BLOCK] == b"b" * BLOCK
