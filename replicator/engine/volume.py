@@ -87,8 +87,7 @@ class Volume:
         """Generation last offered to users: the guard against other data under an application."""
         self.crashed_primary = False
         self.peer_may_have_current = True
-        """While a base is tracked: the peer may have finished a resync whose end was not heard here,
-        and then has this very generation."""
+        """While a base is tracked: it may have finished a resync unheard, and has this very name then."""
         self._tracks_for_peer = False
         self.negotiated_disk = Disk.Diskless
         """What a Negotiating disk becomes when the handshake lets it."""
@@ -441,8 +440,9 @@ class Volume:
 
     def track_for_peer(self) -> None:
         """Only this copy gets what a Primary without disk writes: it needs a name of its own."""
-        if self.state.disk is Disk.UpToDate and not self._tracks_for_peer:
-            self._tracks_for_peer = True
+        begins = self.state.disk is Disk.UpToDate and not self._tracks_for_peer
+        self._tracks_for_peer = self._tracks_for_peer or begins
+        if begins and not self.generation_pending:
             self.new_generation()
 
     def after_generation(self, action: Callable[[], None]) -> None:
