@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from replicator.engine.ports import Channel
+from replicator.runtime import net
 from replicator.runtime.net import Endpoint, TcpNetwork
 from tests.tools.loops import LOOPS
 
@@ -28,6 +31,7 @@ class Events:
         self.sizes: list[int] = []
         self.place = memoryview(b"")
         """Room that bytes are received in, as far as there is any."""
+        self.cycle: object = None
 
     def space(self) -> memoryview | None:
         return self.place if self.place else None
@@ -347,3 +351,24 @@ def test_a_reset_connection_says_so(run: Run) -> None:
         assert b.accepted[0][1].reason == "the peer reset the connection"
 
     run(main)
+
+
+def test_what_a_connection_held_is_free_soon_after_its_end(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(net, "COLLECT_SECONDS", 0.1)
+    gc.disable()  # as good as: the daemon lets it wait for many objects
+
+    async def main() -> None:
+        a, b = await connected()
+        (channel, _reason, events), (accepted, _events) = a.dialled.pop(), b.accepted.pop()
+        events.cycle = channel
+        held = weakref.ref(events)
+        del channel, events
+        accepted.close()
+        await until(lambda: held() is None, 3.0)
+
+    try:
+        run(main)
+    finally:
+        gc.enable()
