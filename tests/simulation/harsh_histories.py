@@ -135,6 +135,10 @@ class HarshHistory(MediaHistory):
             self._binds_nobody(node.name, number)
         self.flushes[number].clear()
 
+    def _gave_up(self, node: str, volume: int) -> None:
+        super()._gave_up(node, volume)
+        self.flushes[volume].clear()  # of whoever is Primary, or was last: seldom of the other
+
     def _fail_over(self) -> None:
         self._alone()
         if self._interrupted:
