@@ -32,7 +32,7 @@ def up(context: Context) -> int:
 
 
 def _up(context: Context, target: Target) -> None:
-    if is_up(context, target.view):
+    if is_up(context, target.view) and wait_answering(context, target.resource):
         _complete(context, target)
         return
     release_devices(context, target)
@@ -44,7 +44,6 @@ def _up(context: Context, target: Target) -> None:
 
 def _complete(context: Context, target: Target) -> None:
     """What is missing on a resource that is up: detached disks, a connection that was given up."""
-    wait_answering(context, target.resource)
     found = snapshot(context, target.resource)
     for volume in found.volumes:
         if volume.disk == "Diskless":

@@ -70,14 +70,17 @@ def snapshot(context: Context, resource: str) -> ResourceSnapshot:
     return ResourceSnapshot.from_dict(answer)
 
 
-def wait_answering(context: Context, resource: str) -> None:
-    """Somebody else may just be starting the daemon. Raises DaemonError if it stays silent."""
+def wait_answering(context: Context, resource: str) -> bool:
+    """Somebody else may just be starting the daemon, or ending it: False when it has ended.
+    Raises DaemonError if it stays silent."""
     deadline = context.world.now() + START_PATIENCE
     while True:
         try:
             ask(context, resource, "ping", LOOK_TIMEOUT)
-            return
+            return True
         except DaemonError:
+            if context.world.daemon_pid(context.run_dir, resource) is None:
+                return False
             if context.world.now() >= deadline:
                 raise
         context.world.sleep(POLL_INTERVAL)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import replicator
-from replicator.errors import ReplicatorError, StateRefused, UsageError
+from replicator.errors import DaemonError, ReplicatorError, StateRefused, UsageError
 from replicator.runtime.control_server import Reply
 from replicator.runtime.probe import Series, check_bounds
 
@@ -25,6 +25,8 @@ ROLE_SECONDS = 200.0
 """Role changes may have to wait for a fencing handler (at most handlers.HANDLER_SECONDS)."""
 BESIDE_A_SERIES = ("ping", "status", "bench")
 """Commands that do not end a measurement that is under way."""
+AT_THE_END = ("status", "down")
+"""Commands that a daemon that was told to end still takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +55,26 @@ def dispatch(daemon: ResourceDaemon, name: str, args: dict[str, Any], reply: Rep
             hint="Known: " + ", ".join(sorted(COMMANDS)),
         )
     checked = _checked(daemon, name, command, args)
+    if daemon.ending and name not in AT_THE_END:
+        raise _ends(daemon)
     if daemon.series is not None and name not in BESIDE_A_SERIES:
         # Its steps follow each other closely: a demotion would find no moment without one.
         daemon.series.interrupt(f"interrupted by: replicator {name}")
-    command.run(daemon, checked, reply)
+    command.run(daemon, checked, partial(_answer, daemon, reply))
+
+
+def _answer(
+    daemon: ResourceDaemon, reply: Reply, result: object, error: ReplicatorError | None
+) -> None:
+    """What goes wrong because the daemon lets go of its disks and its peer has that reason alone."""
+    reply(result, _ends(daemon) if error is not None and daemon.ending else error)
+
+
+def _ends(daemon: ResourceDaemon) -> DaemonError:
+    return DaemonError(
+        f"{daemon.name}: the daemon (pid {daemon.pid}) is ending",
+        hint=f"Start it again with: replicator up {daemon.name}",
+    )
 
 
 def _checked(

@@ -99,6 +99,8 @@ class ResourceDaemon:
         self._force_close = force_close
         self._end = asyncio.Event()
         self._shut_down = False
+        self.ending = False
+        """Told to end by a signal: it lets go of everything, whatever state that makes."""
         self._backings = Backings(
             loop,
             lambda remark: self.log.log("info", remark),
@@ -194,6 +196,7 @@ class ResourceDaemon:
 
     async def _stop(self) -> None:
         if not self._shut_down:
+            self.ending = True
             # The process ends whatever its clients want; without them it can end in order.
             if self._force_close is not None:
                 self._force_close()

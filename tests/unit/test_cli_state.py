@@ -48,6 +48,20 @@ def test_up_waits_for_a_daemon_that_somebody_else_is_starting(
     assert "no answer" in result.err
 
 
+def test_up_waits_for_a_daemon_that_is_ending_and_starts_the_next(
+    world: PretendWorld, run: Run
+) -> None:
+    world.hanging.add("r0")
+
+    def ended() -> None:
+        if world.clock > 105:
+            world.hanging.clear()
+
+    world.on_sleep = ended
+    assert run("up r0").code == 0
+    assert world.done == ["start r0"]
+
+
 def test_up_all_goes_on_after_a_failure_and_ends_with_its_code(
     world: PretendWorld, run: Run
 ) -> None:

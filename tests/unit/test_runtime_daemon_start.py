@@ -1,20 +1,23 @@
-"""A daemon that has a defect while it starts: its starter hears of it at once."""
+"""A daemon's first and last moments: a defect while it starts, and commands that come while it ends."""
 
 from __future__ import annotations
 
 import asyncio
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from replicator.engine.resource import Resource
-from replicator.errors import DaemonError
+from replicator.errors import DaemonError, NoUsableDataError, ReplicatorError
 from replicator.metadata.layout import Placement
 from replicator.runtime import metadata_files
+from replicator.runtime.commands import dispatch
 from replicator.runtime.daemon import ResourceDaemon
 from replicator.runtime.daemon_setup import DaemonOptions, prepare
+from replicator.runtime.engine_api import AdminDone
 from replicator.runtime.ready import wait_ready
 
 CONFIG = """resource r0 {
@@ -25,15 +28,20 @@ CONFIG = """resource r0 {
 """
 
 
-async def test_a_defect_while_disks_are_attached_is_reported_at_once(
-    run_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def options(run_dir: Path) -> DaemonOptions:
+    """Of a daemon with one disk of 1 MiB and without a front end."""
     disk, config = run_dir / "disk", run_dir / "conf"
     disk.touch()
     os.truncate(disk, 1 << 20)
     metadata_files.create_md(str(disk), Placement("internal"), ask=lambda question: True)
     config.write_text(CONFIG % disk)
+    return DaemonOptions(str(config), "alice", "r0", str(run_dir), "none")
 
+
+async def test_a_defect_while_disks_are_attached_is_reported_at_once(
+    options: DaemonOptions, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def attach(resource: Resource, *arguments: object) -> None:
         def broken() -> None:
             raise NameError("on purpose")
@@ -42,9 +50,8 @@ async def test_a_defect_while_disks_are_attached_is_reported_at_once(
 
     monkeypatch.setattr(Resource, "attach", attach)
     read, write = os.pipe()
-    options = DaemonOptions(str(config), "alice", "r0", str(run_dir), "none", ready_fd=write)
     started = time.monotonic()
-    setup = prepare(options)
+    setup = prepare(replace(options, ready_fd=write))
     daemon = ResourceDaemon(setup, asyncio.get_running_loop())
     await daemon.run()
     with pytest.raises(DaemonError, match="r0: the daemon failed: NameError: on purpose") as caught:
@@ -55,3 +62,46 @@ async def test_a_defect_while_disks_are_attached_is_reported_at_once(
     assert time.monotonic() - started < 10
     assert "r0.log" in caught.value.hint
     assert "Traceback" in capsys.readouterr().err, "the log has all there is for a report"
+
+
+async def test_commands_that_meet_a_daemon_that_ends_hear_that_and_nothing_of_its_state(
+    options: DaemonOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = prepare(options)
+    loop = asyncio.get_running_loop()
+    heard: dict[str, ReplicatorError | None] = {}
+
+    def give(name: str, arguments: dict[str, object]) -> None:
+        try:
+            dispatch(daemon, name, arguments, lambda _result, error: heard.setdefault(name, error))
+        except ReplicatorError as error:
+            heard[name] = error
+
+    def primary(_resource: Resource, force: bool, done: AdminDone) -> None:
+        under_way.append(done)
+
+    def last_moments(resource: Resource, done: AdminDone, *, force: bool = False) -> None:
+        under_way.pop()(NoUsableDataError("r0/0: this disk is Failed"))
+        for name in ("secondary", "ping", "status"):
+            give(name, {})
+        shutdown(resource, done, force=force)
+
+    shutdown = Resource.shutdown
+    under_way: list[AdminDone] = []
+    monkeypatch.setattr(Resource, "primary", primary)
+    monkeypatch.setattr(Resource, "shutdown", last_moments)
+    daemon = ResourceDaemon(setup, loop, ready=lambda: loop.call_soon(told_to_end))
+
+    def told_to_end() -> None:
+        give("primary", {})
+        daemon.request_stop()
+
+    await daemon.run()
+    os.close(setup.lock_fd)
+    assert heard.pop("status") is None
+    for name, error in heard.items():
+        assert isinstance(error, DaemonError), (name, error)
+        assert "r0: the daemon (pid" in error.message
+        assert "is ending" in error.message
+        assert error.hint == "Start it again with: replicator up r0"
+    assert set(heard) == {"primary", "secondary", "ping"}
