@@ -16,7 +16,18 @@ from tests.simulation import harsh_histories
 from tests.simulation.harsh_histories import HarshHistory
 from tests.simulation.pair import Node
 
-WEIGHTS = {**harsh_histories.WEIGHTS, "outlive": 60, "overtake": 60, "half_made": 20, "fade": 30}
+WEIGHTS = {
+    **harsh_histories.WEIGHTS,
+    "outlive": 60,
+    "overtake": 60,
+    "half_made": 20,
+    "fade": 30,
+    "refuse": 20,
+}
+
+
+def refuse_writes(kind: str, _offset: int, _length: int) -> int:
+    return EIO if kind == "write" else 0
 
 
 class LateHistory(HarshHistory):
@@ -110,7 +121,7 @@ class LateHistory(HarshHistory):
             return
         rng = self.rng
         disk = primary.disks[rng.randrange(self.volumes)]
-        disk.fails = lambda kind, _offset, _length: EIO if kind == "write" else 0
+        disk.fails = refuse_writes
         for _ in range(rng.randint(1, 4)):
             self._write(primary)
         if rng.random() < 0.5:
@@ -123,3 +134,29 @@ class LateHistory(HarshHistory):
         self._attach_all(primary)
         self._read()
         self._work()
+
+    def _refuse(self) -> None:
+        """The peer's disk is detached or fails amid writes: it refuses those that come after, and what
+        it says of them, and of the disk, takes two sockets."""
+        primary = self._primary_in_sync()
+        if primary is None:
+            return
+        rng = self.rng
+        other, number = self._other(primary), rng.randrange(self.volumes)
+        for _ in range(rng.randint(1, 12)):
+            self._write(primary)
+        for _ in range(rng.choice((0, 0, 1, 3, 9, 30))):
+            self.pair.clock.step()
+        if rng.random() < 0.7:
+            self._note(f"  {other.name}/{number}")
+            self._try(lambda: other.r.detach(number, False, lambda _error: None))
+        else:
+            other.disks[number].fails = refuse_writes
+        for _ in range(rng.randint(0, 6)):
+            self._write(primary)
+            self.pair.clock.step()
+        if rng.random() < 0.3:
+            self._flush()
+        self.pair.run(rng.choice((0.001, 0.01, 0.5)))
+        other.disks[number].fails = None
+        self._alone()
