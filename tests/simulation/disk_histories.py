@@ -64,6 +64,7 @@ class DiskHistory(History):
         """A split brain may be suspected that is none: where nothing is lost by it, it is allowed."""
         self.powerless: set[str] = set()
         """Nodes that have lost power since both were last in sync."""
+        self.pair.changed = self._changed
 
     def _net(self) -> NetSettings:
         rng = self.rng
@@ -124,6 +125,23 @@ class DiskHistory(History):
                 primary = self._primary()
                 if primary is None or not primary.r.replication.log.unacknowledged:
                     account.united(discarded)
+
+    def _changed(self, node: Node) -> None:
+        """Under A and B a Primary that loses its disk and then the connection has lost what was on
+        its way, also if it had promised it with that disk: the peer's copy is all there is. The peer may
+        be back before the next act."""
+        if self.protocol == "C" or node.r.role is not Role.Primary:
+            return
+        for number, volume in node.r.volumes.items():
+            if volume.state.disk < Disk.UpToDate and volume.state.conn < Conn.Connected:
+                self._promises_end(number)
+
+    def _promises_end(self, number: int) -> None:
+        account = self.accounts[number]
+        for node in self.nodes:
+            account.floor[node.name].clear()
+            account.forget_completions(node.name)
+            self._binds_nobody(node.name, number)
 
     def _power_loss(self) -> None:
         running = {n.name for n in self.nodes if n.resource is not None}

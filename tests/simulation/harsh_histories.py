@@ -114,25 +114,12 @@ class HarshHistory(MediaHistory):
         self.bad_disk: random.Random | None = None
         """Disks that are opened now fail now and then."""
         self.pair.opened = self._opened
+        self.pair.changed = self._changed
 
     # --- who has what -------------------------------------------------------------------------
 
-    def _alone(self) -> None:
-        super()._alone()
-        if self.protocol != "C":
-            for primary in self._primaries():
-                for number, volume in primary.r.volumes.items():
-                    if volume.state.disk < Disk.UpToDate and volume.state.conn < Conn.Connected:
-                        self._promises_end(number)
-
     def _promises_end(self, number: int) -> None:
-        """Under A and B a Primary that loses its disk and then the connection has lost what was on
-        its way, also if it had promised it with that disk: the peer's copy is all there is."""
-        account = self.accounts[number]
-        for node in self.nodes:
-            account.floor[node.name].clear()
-            account.forget_completions(node.name)
-            self._binds_nobody(node.name, number)
+        super()._promises_end(number)
         self.flushes[number].clear()
 
     def _gave_up(self, node: str, volume: int) -> None:

@@ -77,6 +77,7 @@ class Node:
             self.handlers,
         )
         self.resource = Resource(self._settings(), ports)
+        self.resource.on_change = partial(pair.changed, self)
         self.disks, self.meta_disks = [], []
         for number in range(len(self.media)):
             data, meta = self._open(number, rng, pair.disk_delay)
@@ -263,6 +264,8 @@ class Pair:
         self.disk = disk or DiskSettings(al_extents=67, c_max_rate=0)
         self.epoch_per_completion = epoch_per_completion
         self.opened: Callable[[Node, int], None] = lambda node, number: None
+        self.changed: Callable[[Node], None] = lambda node: None
+        """Called after a state of this node has changed."""
         """Told when a node opens the disks of a volume, before they are used."""
         self.on_no_data = on_no_data
         self.alice = Node(self, "alice", [size] * volumes)

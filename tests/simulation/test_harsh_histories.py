@@ -79,7 +79,6 @@ def test_under_a_what_a_primary_loses_with_its_disk_and_its_connection_binds_nob
     assert primary.is_(disk=Disk.Diskless)
     pair.network.cut = set()
     pair.network.break_all()
-    history._alone()
     pair.run(20.0)
     assert written_in_the_same_block(history, primary)
 
