@@ -160,13 +160,15 @@ class UuidSet:
     def adopt_final(self, peer: UuidSet, primary: bool) -> None:
         """The resync is complete here: take over the identity of the source.
 
-        peer: the source's set as it was told in the handshake, before it opened the resync. The
-        result is what the source will have once it, too, has closed the resync.
+        peer: the source's set as it was told last: in the handshake, before it opened the resync, or
+        when it was promoted after that. The result is what the source will have once it, too, has
+        closed the resync.
         """
-        sync = self.current
+        sync = self.current & _NO_ROLE
         self.bitmap, self.history0, self.history1 = peer.bitmap, peer.history0, peer.history1
         self.close_tracking()
-        self.bitmap = sync
+        if self.history0 != sync:
+            self.bitmap = sync
         self.current = peer.current & _NO_ROLE | int(primary)
         self.close_tracking()
 

@@ -108,6 +108,10 @@ class ResyncSource:
                 self._refused_by = None
                 link.ping(partial(flushed, 0))
                 return
+            if volume.generation_pending:
+                # This node was promoted meanwhile, and the target has not heard of that.
+                volume.after_generation(partial(flushed, 0))
+                return
             self._finishing = False
             volume.change(conn=Conn.SyncSource, pdsk=Disk.Inconsistent)
             volume.resync.begin()

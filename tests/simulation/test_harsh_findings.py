@@ -521,3 +521,29 @@ def test_what_a_target_could_not_write_after_its_resync_is_no_fault_of_the_resyn
     pair.run(1.0)
     assert not any("still marked here" in line for line in pair.lines)
     assert alice.volume().bitmap.weight == 1
+
+
+def test_a_source_that_is_promoted_while_it_names_its_resync_tells_its_new_generation_first():
+    """The resync may be over, and its target have taken the name that was told last, before a slow
+    disk has stored the new one."""
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    alice.kill()
+    pair.run(1)
+    alice.up()
+    alice.disks[0].slow = lambda kind, _offset, _length: 0.05 if "write" in kind else 0.0
+    until_conn(pair, alice, Conn.WFBitMapS)
+    pair.run(0.07)
+    assert alice.is_(Conn.WFBitMapS), "the name of the resync is on its way to the disk"
+    alice.disks[0].slow = lambda kind, _offset, _length: 0.5 if "write" in kind else 0.0
+    alice.do(lambda done: alice.r.primary(False, done))
+    pair.settle()
+    assert alice.is_(role=Role.Primary, conn=Conn.Connected)
+    source, target = (node.volume().store.uuids for node in (alice, bob))
+    assert target.current == source.current & ~1
+    assert (target.bitmap, target.history0, target.history1) == (
+        source.bitmap,
+        source.history0,
+        source.history1,
+    )
