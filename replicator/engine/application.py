@@ -557,9 +557,10 @@ class Application:
         if volume.data_disk is None:
             return False
         if volume.state.disk is Disk.Inconsistent:
-            return volume.bitmap is not None and not volume.bitmap.any_in(
-                sector >> 3, ((sector + nsectors - 1) >> 3) - (sector >> 3) + 1
-            )
+            if volume.bitmap is None or volume.attachment.is_older_than_its_name:
+                return False
+            first, last = sector >> 3, (sector + nsectors - 1) >> 3
+            return not volume.bitmap.any_in(first, last - first + 1)
         return volume.state.disk is Disk.UpToDate
 
     def _read_here(self, offset: int, length: int, answer: ReadDone) -> None:

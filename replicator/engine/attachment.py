@@ -214,7 +214,7 @@ class Attachment:
             return
         self._attaching = None
         disk = disk_state_of(flags, volume.settings.disk.fencing)
-        if self._is_older_than_its_name:
+        if self.is_older_than_its_name:
             disk = Disk.Inconsistent
             volume.log("warning", "this disk lacks what was completed without it: Inconsistent")
         volume.disk_error = ""
@@ -234,9 +234,10 @@ class Attachment:
             self._missed_a_write = True
 
     @property
-    def _is_older_than_its_name(self) -> bool:
+    def is_older_than_its_name(self) -> bool:
         """The peer begins a generation when it hears that this Primary has lost its disk. Until that is
-        heard here, what the peer completes belongs to the one that the lost disk has, too."""
+        heard here, what the peer completes belongs to the one that the lost disk has, too. Only the
+        peer's bitmap knows all of that: it is here when the disk gets the name of a resync."""
         volume = self._volume
         assert volume.store is not None
         in_use = (volume.exposed_uuid ^ volume.store.uuids.current) >> 1 == 0

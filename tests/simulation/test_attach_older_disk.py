@@ -103,6 +103,61 @@ def test_a_generation_of_the_peer_that_got_lost_on_its_way_does_not_matter():
     assert_nothing_is_lost(pair)
 
 
+@pytest.fixture
+def unmarked():
+    """alice, Primary and alone, has a disk again that lacks a write, and whose own log and bitmap know
+    nothing of that: it went to an extent that was not active when the disk was given up."""
+    pair = Pair(size=8 * MIB)
+    pair.up_synced()
+    Guard(pair)
+    alice = pair.alice
+    alice.write(MIB, BEFORE)
+    alice.do(lambda done: alice.r.detach(0, False, done))
+    data = next(c for c in pair.network.channels if c.owner == "bob")
+    data.slowness = 10000.0  # bob has begun a generation, but nobody hears of it
+    alice.write(5 * MIB, AFTER)
+    pair.network.cut = {"alice", "bob"}
+    pair.network.break_all()
+    attach(alice)
+    assert alice.is_(disk=Disk.Inconsistent)
+    bitmap = alice.volume().bitmap
+    assert bitmap is not None
+    assert not bitmap.any_in(5 * MIB >> 12, 1)
+    return pair
+
+
+def test_applications_do_not_see_older_data_either_where_the_disk_has_no_mark(unmarked):
+    with pytest.raises(OSError):
+        unmarked.alice.read(5 * MIB, 4096)
+    unmarked.network.cut = set()
+    unmarked.settle()
+    assert unmarked.alice.read(5 * MIB, 4096) == AFTER
+
+
+def test_nor_when_the_connection_breaks_again_before_the_marks_of_the_peer_are_here(unmarked):
+    alice = unmarked.alice
+    unmarked.network.cut = set()
+    unmarked.run_until(lambda: alice.is_(Conn.WFBitMapT))
+    unmarked.network.cut = {"alice", "bob"}
+    unmarked.network.break_all()
+    unmarked.run(0.1)
+    with pytest.raises(OSError):
+        alice.read(5 * MIB, 4096)
+
+
+def test_what_is_known_to_be_good_can_be_read_when_a_resync_of_it_is_interrupted(unmarked):
+    alice = unmarked.alice
+    unmarked.network.cut = set()
+    unmarked.bob.disks[0].slow = lambda kind, _offset, _length: 9.0 if kind == "read" else 0.0
+    unmarked.run_until(lambda: alice.is_(Conn.SyncTarget))
+    unmarked.network.cut = {"alice", "bob"}
+    unmarked.network.break_all()
+    unmarked.run(0.1)
+    assert alice.read(6 * MIB, 4096) == bytes(4096), "neither node has written there"
+    with pytest.raises(OSError):
+        alice.read(5 * MIB, 4096)
+
+
 def test_a_disk_that_has_missed_nothing_is_used_at_once():
     pair = Pair()
     pair.up_synced()
