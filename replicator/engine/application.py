@@ -521,16 +521,13 @@ class Application:
             return
         volume = self._volume
         disk = volume.data_disk
-        outcome = FlushOutcome(self, answer, disk)
+        outcome = FlushOutcome(volume, answer, disk)
         if self._replication.flush_peer(volume, outcome.remote):
             outcome.remote_pending = True
         if disk is None:
             volume.resource.soon(partial(outcome.local, EIO))
         else:
             disk.flush(outcome.local)
-
-    def flush_failed_locally(self, errno: int, disk: DiskPort | None) -> None:
-        self._volume.local_io_error("flush", 0, errno, disk)
 
     @property
     def counts(self) -> bool:

@@ -229,7 +229,7 @@ class Attachment:
         done(None)
 
     def completed_without_disk(self) -> None:
-        """The application was told that a write is done which only the peer has."""
+        """The application was told that a write is done, or stable, which only the peer has so."""
         if self._volume.state.disk <= Disk.Failed:
             self._missed_a_write = True
 

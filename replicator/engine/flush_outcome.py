@@ -12,7 +12,7 @@ from replicator.engine.ports import Disk as DiskPort
 from replicator.engine.ports import Done
 
 if TYPE_CHECKING:
-    from replicator.engine.application import Application
+    from replicator.engine.volume import Volume
 
 
 class FlushOutcome:
@@ -20,19 +20,19 @@ class FlushOutcome:
 
     __slots__ = (
         "_answer",
-        "_application",
         "_counted",
         "_disk",
         "_local",
         "_remote_ok",
+        "_volume",
         "remote_pending",
     )
 
-    def __init__(self, application: Application, answer: Done, disk: DiskPort | None) -> None:
-        self._application = application
+    def __init__(self, volume: Volume, answer: Done, disk: DiskPort | None) -> None:
+        self._volume = volume
         self._answer = answer
         self._disk = disk
-        self._counted = application.counts
+        self._counted = volume.application.counts
         """The local copy was a good one when the flush began. If it is given up meanwhile, the peer
         has all of it (see admin.detach), or what is lost is told."""
         self._local: int | None = None
@@ -42,7 +42,7 @@ class FlushOutcome:
     def local(self, errno: int) -> None:
         self._local = errno
         if errno:
-            self._application.flush_failed_locally(errno, self._disk)
+            self._volume.local_io_error("flush", 0, errno, self._disk)
         self._join()
 
     def remote(self, stable: bool) -> None:
@@ -55,7 +55,9 @@ class FlushOutcome:
             return
         here = not self._local and self._counted
         if self._remote_ok:
+            if not here:
+                self._volume.attachment.completed_without_disk()
             self._answer(0)
         else:
             result = 0 if here else self._local or EIO
-            self._application.answer_flush(self._answer, here, result)
+            self._volume.application.answer_flush(self._answer, here, result)

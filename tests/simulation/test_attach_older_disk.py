@@ -177,3 +177,20 @@ def test_a_disk_that_has_got_everything_since_is_used_at_once(pair):
     pair.network.break_all()
     attach(pair.alice)
     assert pair.alice.is_(disk=Disk.UpToDate)
+
+
+def test_a_disk_whose_flush_failed_lacks_what_the_peer_alone_has_made_stable():
+    pair = Pair()
+    pair.up_synced()
+    Guard(pair)
+    alice = pair.alice
+    alice.write(MIB, AFTER)
+    alice.disks[0].fails = lambda kind, _offset, _length: errno.EIO if kind == "flush" else 0
+    alice.flush()
+    pair.network.cut = {"alice", "bob"}  # bob's new generation is not heard of
+    pair.run_until(lambda: alice.is_(disk=Disk.Diskless))
+    pair.network.break_all()
+    attach(alice)
+    assert alice.is_(disk=Disk.Inconsistent)
+    pair.network.cut = set()
+    assert_nothing_is_lost(pair)
