@@ -516,17 +516,16 @@ class Resync:
             return
         if not self._finishing:
             self._finishing = True
-            link.ping(self._fenced)
+            link.ping(partial(self._fenced, self._run))
 
-    def _fenced(self) -> None:
+    def _fenced(self, run: int) -> None:
         """The source has seen every acknowledgement. Make the bitmap durable, then the identity."""
         volume = self._volume
-        if volume.state.conn not in TARGET or volume.store is None:
+        if run != self._run or volume.store is None:
             return
         if volume.store.bitmap.weight > self.failed:
             self._another_pass()
             return
-        run = self._run
 
         def written(errno: int) -> None:
             if run == self._run:

@@ -2,7 +2,8 @@
 end when it says that it is done.
 
 Rules: as in `resync`. Reads take their turn with application writes (interval locks), so that an
-answer is never older than a write that went out before it.
+answer is never older than a write that went out before it. Answers and acknowledgements do not say which
+resync they belong to: the next one over a connection gets its name when none can be under way.
 What this file must not know: how the target chooses what to ask for.
 """
 
@@ -59,9 +60,9 @@ class ResyncSource:
         block yet: what it reported before can still arrive, as its consent takes the other socket."""
         self._asked_in: tuple[Link, int] | None = None
         """The connection and the attempt that the queue and the counts belong to."""
-        self._refused_by: Link | None = None
-        """The connection by which a refusal may be under way: it takes the other socket, and must not be
-        taken for the answer to a request of the next resync."""
+        self._unfenced: Link | None = None
+        """The connection by which the target has asked. On its other socket refusals, verdicts of equality
+        and acknowledgements may be under way, of which none may arrive in the next resync."""
         self._queue: deque[tuple[int, BlockRequest]] = deque()
         self._reading = 0
         self._wake: Timer | None = None
@@ -104,9 +105,8 @@ class ResyncSource:
                 return
             if self._link is not link or attempt != self._attempt:
                 return
-            if link is not None and link is self._refused_by:
-                self._refused_by = None
-                link.ping(partial(flushed, 0))
+            if link is not None and link is self._unfenced:
+                link.ping(fenced)
                 return
             if volume.generation_pending:
                 # This node was promoted meanwhile, and the target has not heard of that.
@@ -121,6 +121,10 @@ class ResyncSource:
             self._note_possible_end()
             volume.exchange.send_sync_uuid(uuid)
 
+        def fenced() -> None:
+            self._unfenced = None
+            flushed(0)
+
         volume.write_superblock(stable)
 
     def got_request(self, command: int, request: BlockRequest) -> None:
@@ -134,6 +138,7 @@ class ResyncSource:
                 f"{Command(command).name} for sector {request.sector}, {request.blksize} bytes: "
                 f"the volume has {volume.size_sectors} sectors"
             )
+        self._unfenced = link
         if volume.data_disk is None or volume.state.disk < Disk.UpToDate:
             self._refuse(link, request)
             return
@@ -232,7 +237,6 @@ class ResyncSource:
             go()
 
     def _refuse(self, link: Link, request: BlockRequest) -> None:
-        self._refused_by = link
         sector, size = request.sector, request.blksize
         send_answer(self._volume, link, Command.NEG_RS_DREPLY, sector, SYNCER_ID, size)
 
@@ -321,17 +325,18 @@ class ResyncSource:
             return True
         if not self._finishing:
             self._finishing = True
-            link.ping(self._source_fenced)
+            link.ping(partial(self._source_fenced, self._attempt))
         return True
 
-    def _source_fenced(self) -> None:
-        volume, link = self._volume, self._link
-        if volume.state.conn not in SOURCE or volume.store is None:
+    def _source_fenced(self, attempt: int) -> None:
+        """The target has seen every answer, and every acknowledgement of its is here."""
+        self._unfenced = None
+        volume, store = self._volume, self._volume.store
+        if store is None or not self._goes_on(attempt):
             return
-        store = volume.store
 
         def stable(errno: int) -> None:
-            if self._link is link and volume.state.conn in SOURCE:
+            if self._goes_on(attempt):
                 if not errno and store.bitmap.weight == 0:
                     store.uuids.close_tracking()
                     volume.exchange.peer_uuids = store.uuids.copy()
@@ -345,3 +350,7 @@ class ResyncSource:
                 volume.local_io_error("bitmap write", 0, errno, store.data)
 
         store.bitmaps.write_dirty(stable)
+
+    def _goes_on(self, attempt: int) -> bool:
+        """The resync that came of that attempt has not ended."""
+        return attempt == self._attempt and self._volume.state.conn in SOURCE

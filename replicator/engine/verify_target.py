@@ -177,7 +177,11 @@ class VerifyTarget:
         verify.compared(ack.sector, ack.blksize >> 9, equal=equal)
         if volume.state.conn is Conn.VerifyT and not verify.left and not self._finishing:
             self._finishing = True
-            verify_link(volume).ping(self.asker_is_done)
+            verify_link(volume).ping(partial(self._fenced, verify.run))
+
+    def _fenced(self, run: int) -> None:
+        if run == self._volume.verify.run:
+            self.asker_is_done()
 
     def asker_is_done(self) -> None:
         """All blocks are counted, or the node that compares says that it has ended."""
