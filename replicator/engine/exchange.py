@@ -31,6 +31,7 @@ from protocol.packets import (
     encode,
 )
 from protocol.states import Conn, Disk, Role, StateWord
+from replicator.engine import exposed
 from replicator.engine.adoption import adopt_sync_param
 from replicator.engine.generations import UuidSet
 from replicator.engine.growth import FLAG_NO_RESYNC, answer_growth
@@ -232,17 +233,10 @@ class Exchange:
         self.peer_uuids = UuidSet(packet.current, packet.bitmap, packet.history0, packet.history1)
         self.peer_flags = packet.flags
         self.peer_weight = packet.dirty_bits
-        if volume.state.role is Role.Primary and volume.state.disk <= Disk.Failed:
-            if self.decided and volume.state.pdsk > Disk.Failed:
-                volume.exposed_uuid = packet.current
-            elif volume.exposed_uuid and (volume.exposed_uuid ^ packet.current) >> 1:
-                volume.resource.refuse_peer(
-                    f"{volume.name}: this Primary has no disk and its applications use generation "
-                    f"{volume.exposed_uuid:016X}, but the peer has {packet.current:016X}; "
-                    f"to use that: replicator secondary {volume.resource.settings.name}, then "
-                    f"replicator connect {volume.resource.settings.name}"
-                )
-                return
+        reason = exposed.told(volume, self.peer_uuids)
+        if reason:
+            volume.resource.refuse_peer(reason)
+            return
         if packet.flags & FLAG_SKIP_INITIAL_SYNC and volume.state.conn is Conn.Connected:
             self._skip_initial_sync(packet)
 
@@ -266,7 +260,7 @@ class Exchange:
             peer = StateWord.unpack(packet.word)
         except ValueError as error:
             raise WireError(f"STATE {packet.word:#x}: {error}") from error
-        disk = self._real_peer_disk(peer)
+        disk = exposed.peer_disk(volume, self._real_peer_disk(peer))
         if disk is Disk.DUnknown:
             volume.resource.refuse_peer(f"{volume.name}: the peer reports its disk as DUnknown")
             return

@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Unpack
 
 from protocol.states import Conn, Disk, Role, StateFields, StateWord
-from replicator.engine import handler_calls
+from replicator.engine import exposed, handler_calls
 from replicator.engine import store as stores
 from replicator.engine.activity_log import ActivityLog, pages_of_extents
 from replicator.engine.application import Application
@@ -203,14 +203,14 @@ class Volume:
         lost = old.conn in (Conn.SyncSource, Conn.PausedSyncS) and wanted.conn < Conn.Connected
         if lost and self.peer_may_have_current and self.settings.disk.fencing != "dont-care":
             return wanted._replace(pdsk=Disk.DUnknown)
-        return wanted
+        return exposed.without_peer(old, wanted)
 
     def prepared(self, old: StateWord) -> StateWord | None:
         """What a Negotiating disk becomes without a peer's: only the data in use counts."""
         if old.disk is not Disk.Negotiating or self.store is None:
             return None
-        exposed = self.exposed_uuid if old.role is Role.Primary else 0
-        if exposed and (exposed ^ self.store.uuids.current) >> 1:
+        in_use = self.exposed_uuid if old.role is Role.Primary else 0
+        if in_use and (in_use ^ self.store.uuids.current) >> 1:
             return None
         return old._replace(disk=self.negotiated_disk, pdsk=Disk.DUnknown)
 
@@ -231,8 +231,7 @@ class Volume:
 
     def _follow_data(self, old: StateWord, new: StateWord) -> None:
         """What the change means for generations and for the crashed-Primary mark."""
-        if new.disk >= Disk.Consistent and self.store is not None and new.role is Role.Primary:
-            self.exposed_uuid = self.store.uuids.current
+        exposed.follow(self, old, new)
         data_lost = contact_lost(old.pdsk, new.pdsk)
         if data_lost and old.pdsk >= Disk.Inconsistent and new.conn >= Conn.Connected:
             self.resource.replication.peer_disk_lost(self)

@@ -359,8 +359,10 @@ def test_no_policy_gives_up_the_copy_that_a_primary_without_disk_works_on(policy
     alice, bob = pair.alice, pair.bob
     alice.do(lambda done: alice.r.detach(0, False, done))
     for node in (alice, bob):
-        if node.is_(Conn.StandAlone):
-            node.connect()
+        if not node.is_(Conn.StandAlone):
+            node.disconnect()
+        # alice would not be promoted without what her disk has, if she did not give that up.
+        node.connect(discard_my_data=node is alice)
     pair.run_until(lambda: alice.is_(Conn.Connected, Disk.Diskless, Disk.UpToDate))
     alice.primary()
     alice.write(2 * BOBS, b"u" * BLOCK)
