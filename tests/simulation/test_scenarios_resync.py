@@ -201,6 +201,8 @@ def test_what_is_written_from_afar_to_a_copy_that_its_writer_has_surpassed_is_no
     alice.secondary()
     bob.do(lambda done: bob.r.detach(0, False, done))
     alice.do(lambda done: alice.attach(0, done))
+    bob.disconnect()
+    bob.connect(discard_my_data=True)  # or he would not be promoted without what his disk has
     pair.run(1)
     bob.primary()
     bob.write(0, b"b" * BLOCK)
