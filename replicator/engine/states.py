@@ -422,14 +422,17 @@ _HAD_DATA = (Disk.Inconsistent, Disk.Consistent, Disk.UpToDate)
 _GONE = (Disk.Diskless, Disk.Attaching, Disk.Failed, Disk.Negotiating, Disk.Outdated, Disk.DUnknown)
 
 
-def contact_lost(old_pdsk: Disk, new_pdsk: Disk) -> bool:
+def contact_lost(old: StateWord, new: StateWord) -> bool:
     """Whether a change of the peer's disk means that it will miss writes from now on.
 
-    An Outdated peer that becomes unknown does not count: it missed them already.
+    An Outdated peer that becomes unknown does not count: it missed them already. Nor does the target of
+    a resync that begins, which says so by being Outdated (misses_writes cares for what it misses).
     """
-    if old_pdsk in _HAD_DATA:
-        return new_pdsk in _GONE
-    return old_pdsk is UNK and new_pdsk in (Disk.Diskless, Disk.Failed, Disk.Outdated)
+    if new.pdsk is Disk.Outdated and new.conn is Conn.WFBitMapS:
+        return False
+    if old.pdsk in _HAD_DATA:
+        return new.pdsk in _GONE
+    return old.pdsk is UNK and new.pdsk in (Disk.Diskless, Disk.Failed, Disk.Outdated)
 
 
 def came_alone(old: StateWord, new: StateWord) -> bool:

@@ -232,7 +232,7 @@ class Volume:
     def _follow_data(self, old: StateWord, new: StateWord) -> None:
         """What the change means for generations and for the crashed-Primary mark."""
         exposed.follow(self, old, new)
-        data_lost = contact_lost(old.pdsk, new.pdsk)
+        data_lost = contact_lost(old, new)
         if data_lost and old.pdsk >= Disk.Inconsistent and new.conn >= Conn.Connected:
             self.resource.replication.peer_disk_lost(self)
         resync_lost = old.conn > Conn.Connected > new.conn

@@ -154,6 +154,32 @@ def test_a_target_that_has_lost_several_names_of_its_resync_is_no_stranger():
     assert not differing_blocks(alice, bob)
 
 
+def test_an_ancestor_whose_full_sync_came_to_nothing_is_no_stranger_after_force():
+    """Its source begins no generation because the ancestor says that it is one: the set has room for
+    two former ones only, and loses one of them to a crash or force before the two meet again."""
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    bob.disconnect()
+    alice.write(0, b"1" * 4096)
+    bob.connect()
+    pair.run_until(lambda: bob.synced)
+    assert alice.is_(Conn.SyncSource), "it has not heard of the end"
+    pair.network.break_all()
+    until_conn(pair, alice, Conn.WFBitMapS)
+    current = alice.volume().store.uuids.current
+    until_conn(pair, alice, Conn.SyncSource)
+    assert bob.is_(Conn.WFSyncUUID)
+    assert alice.volume().store.uuids.current == current
+    bob.power_loss()
+    alice.kill()
+    alice.up()
+    alice.primary(force=True)
+    bob.up()
+    pair.settle()
+    assert not differing_blocks(alice, bob)
+
+
 @pytest.mark.parametrize("loser", ["source", "target"])
 def test_the_name_of_a_full_sync_that_came_to_nothing_does_not_begin_the_next_one(loser):
     """The target was still marking its blocks, on a slow disk, when the name came; then a disk went.

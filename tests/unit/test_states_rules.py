@@ -348,7 +348,15 @@ def test_nobody_is_asked_without_a_connection_or_for_a_demotion() -> None:
     ],
 )
 def test_contact_with_the_data_of_the_peer_is_lost(old: Disk, new: Disk, lost: bool) -> None:
-    assert contact_lost(old, new) is lost
+    before = CONNECTED._replace(pdsk=old)
+    assert contact_lost(before, before._replace(pdsk=new)) is lost
+
+
+@pytest.mark.parametrize("before", [Disk.DUnknown, Disk.Consistent])
+def test_contact_is_not_lost_by_a_target_that_says_that_it_is_one(before: Disk) -> None:
+    old = CONNECTED._replace(conn=Conn.WFBitMapS, pdsk=before)
+    assert not contact_lost(old, old._replace(pdsk=Disk.Outdated))
+    assert contact_lost(old, old._replace(pdsk=Disk.Failed))
 
 
 @pytest.mark.parametrize(
