@@ -36,6 +36,7 @@ from replicator.engine.adoption import adopt_sync_param
 from replicator.engine.generations import UuidSet
 from replicator.engine.growth import FLAG_NO_RESYNC, answer_growth
 from replicator.engine.handshake import Handshake, Outcome, Verdict, resolve
+from replicator.engine.resync import SOURCE
 
 if TYPE_CHECKING:
     from replicator.engine.link import Link
@@ -267,11 +268,13 @@ class Exchange:
         nameless = self.peer_uuids is None and peer.disk >= Disk.Negotiating
         if nameless and volume.store is not None and volume.state.disk is not Disk.Negotiating:
             raise WireError(f"STATE with disk {peer.disk.name}: expected its UUIDS first")
+        isp = peer.aftr_isp or peer.user_isp
         if self._ends_resync(peer):
+            if volume.state.conn in SOURCE and not self._refuses_second_primary(peer):
+                volume.change(peer=peer.role, peer_isp=isp)
             return
         if peer.conn is Conn.Connected:
             volume.verify_target.asker_is_done()
-        isp = peer.aftr_isp or peer.user_isp
         state = volume.state
         if self._must_decide(peer):
             self._decide(peer, disk, isp)
@@ -318,9 +321,10 @@ class Exchange:
         return self._volume.negotiated_disk if state.disk is Disk.Negotiating else state.disk
 
     def _ends_resync(self, peer: StateWord) -> bool:
-        """The target says that it is done: swallow this report, the end has its own course."""
+        """The target says that it is done, as do its later reports: the end has its own course, and may
+        take a while."""
         state = self._volume.state
-        if state.conn not in (Conn.SyncSource, Conn.PausedSyncS) or peer.conn is not Conn.Connected:
+        if state.conn not in SOURCE or peer.conn is not Conn.Connected:
             return False
         if peer.disk is Disk.Inconsistent:
             self._volume.resync_source.target_gave_up()

@@ -3,7 +3,7 @@ the same connection: a disk has been detached and attached again meanwhile."""
 
 from __future__ import annotations
 
-from protocol.states import Conn, Disk
+from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import NetSettings
 from tests.simulation.pair import Node, Pair
 
@@ -96,6 +96,27 @@ def test_the_answer_to_a_sources_last_ping_does_not_end_its_next_resync() -> Non
     pair.run_until(lambda: alice.is_(pdsk=Disk.UpToDate))
     assert bob.is_(Conn.Connected, Disk.UpToDate)
     all_went_well(pair)
+
+
+def test_a_demotion_is_heard_while_the_source_waits_for_the_answer_to_its_last_ping() -> None:
+    """Its report looks like one more report of the end; without it this node could not be promoted."""
+    pair = new_pair()
+    alice, bob = pair.alice, pair.bob
+    alice.secondary()
+    bob.primary()
+    detach(bob)
+    bob.write(0, OLD)
+    attach(bob)
+    pair.run_until(lambda: bob.synced)
+    hold_answers(bob)
+    pair.run(0.01)
+    bob.secondary()
+    pair.run(0.01)
+    assert alice.is_(Conn.SyncSource)
+    let_answers_go(bob)
+    all_went_well(pair)
+    assert alice.volume().state.peer is Role.Secondary
+    alice.primary()
 
 
 def test_an_acknowledgement_from_the_resync_before_clears_no_mark() -> None:
