@@ -519,19 +519,31 @@ class Resync:
             link.ping(partial(self._fenced, self._run))
 
     def _fenced(self, run: int) -> None:
-        """The source has seen every acknowledgement. Make the bitmap durable, then the identity."""
-        volume = self._volume
-        if run != self._run or volume.store is None:
+        """The source has seen every acknowledgement. Make the data durable, the bitmap, then the identity.
+
+        A block may have been found equal because an application here has just written it: what was
+        flushed at the source alone has to be stable here, too, before this copy is as good.
+        """
+        volume, store = self._volume, self._volume.store
+        if run != self._run or store is None:
             return
-        if volume.store.bitmap.weight > self.failed:
+        if store.bitmap.weight > self.failed:
             self._another_pass()
             return
+
+        def flushed(errno: int) -> None:
+            if run != self._run:
+                return
+            if errno:
+                volume.local_io_error("flush after resync", 0, errno, store.data)
+            else:
+                store.bitmaps.write_dirty(written)
 
         def written(errno: int) -> None:
             if run == self._run:
                 self._finish(errno)
 
-        volume.store.bitmaps.write_dirty(written)
+        store.data.flush(flushed)
 
     def _another_pass(self) -> None:
         """More has been marked meanwhile. What failed is tried once more with it."""

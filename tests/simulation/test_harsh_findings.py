@@ -573,3 +573,23 @@ def test_a_source_that_is_promoted_while_it_names_its_resync_tells_its_new_gener
         source.history0,
         source.history1,
     )
+
+
+def test_what_an_application_wrote_into_a_resync_is_stable_when_that_is_done():
+    """What it replaces may have been flushed at the peer, while there was no disk here. Such a block
+    is found equal and not written again."""
+    pair = Pair(net=NetSettings(csums_alg="crc32c"))
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    alice.do(lambda done: alice.r.detach(0, False, done))
+    alice.write(0, b"f" * 4096)
+    alice.flush()
+    bob.do(lambda done: bob.r.pause_sync(0, done))
+    alice.do(lambda done: alice.attach(0, done))
+    pair.run(1)
+    assert alice.is_(Conn.PausedSyncT)
+    alice.write(0, b"u" * 4096)
+    bob.do(lambda done: bob.r.resume_sync(0, done))
+    until_conn(pair, alice, Conn.Connected)
+    assert alice.is_(disk=Disk.UpToDate)
+    assert alice.media[0].stable_page(0) == b"u" * 4096
