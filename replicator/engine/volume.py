@@ -331,7 +331,8 @@ class Volume:
         if self._last_flags & STATE_FLAGS != self.state_flags():
             self.write_superblock()
         if self._writing_here:
-            self._touched = True
+            # Also where the superblock has said so since before the disk was attached.
+            self._unsettled = self._touched = True
         elif self._unsettled:
             self.settle()
 

@@ -9,7 +9,7 @@ import pytest
 
 from protocol.states import Conn, Disk
 from tests.simulation.checkers.guard import Guard
-from tests.simulation.pair import MIB, Pair
+from tests.simulation.pair import FLEXIBLE, MIB, Pair, differing_blocks
 
 BEFORE, AFTER = b"b" * 4096, b"a" * 4096
 
@@ -194,3 +194,28 @@ def test_a_disk_whose_flush_failed_lacks_what_the_peer_alone_has_made_stable():
     assert alice.is_(disk=Disk.Inconsistent)
     pair.network.cut = set()
     assert_nothing_is_lost(pair)
+
+
+def test_what_is_written_after_it_is_stable_before_its_superblock_says_so():
+    """It says already that a Primary writes here when it is attached, so nothing is written then; and
+    the metadata, on a disk of their own, do not order what was written to this one."""
+    pair = Pair(placement=FLEXIBLE)
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    pair.network.cut = {"alice"}
+    alice.do(lambda done: alice.r.detach(0, True, done))
+    pair.network.break_all()
+    meet(pair)
+    attach(alice)
+    assert alice.synced, "bob has not heard of it"
+    assert bob.synced
+    for block in range(32):
+        alice.write(block * 4096, AFTER)
+    alice.disks[0].slow = lambda kind, _offset, _length: 1.0 if kind == "flush" else 0.0
+    alice.r.secondary(lambda _error: None)
+    pair.run(0.5)
+    alice.power_loss()
+    pair.run(1)
+    alice.up()
+    pair.settle()
+    assert not differing_blocks(alice, bob)
