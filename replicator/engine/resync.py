@@ -91,6 +91,9 @@ class Resync:
         back to them would ask a second time for all that is under way beyond."""
         self._pass_weight = -1
         self._requested: dict[int, _Block] = {}
+        self._unfenced: Link | None = None
+        """The connection by which answers to a run that was broken off may be under way. A replicator
+        waits for their end before it names the next run, a kernel does not."""
         self._received: set[_Block] = set()
         """Answers that wait for their range."""
         self._in_flight = 0
@@ -178,6 +181,8 @@ class Resync:
         self._tick = self._wake = self._write_back = None
         self.pace.courtesy.end(self)
         self._again.clear()
+        if self._requested:
+            self._unfenced = self._link
         self._requested.clear()
         self._received.clear()
         self._unflushed.clear()
@@ -265,9 +270,15 @@ class Resync:
                 return
             if errno:
                 volume.local_io_error("flush before resync", 0, errno, data)
-                return
-            self._ready = True
-            self._request_more()
+            elif link is self._unfenced:
+                link.ping(fenced)
+            else:
+                self._ready = True
+                self._request_more()
+
+        def fenced() -> None:
+            self._unfenced = None
+            flushed(0)
 
         volume.write_superblock(stable)
 
@@ -383,7 +394,7 @@ class Resync:
 
     def _take(self, sector: int, size: int, what: str) -> _Block | None:
         """The request that an answer belongs to; None when it is of no use any more."""
-        if self._volume.state.conn not in TARGET:
+        if self._volume.state.conn not in TARGET or self._unfenced is self._link:
             return None
         block = self._requested.get(sector)
         if block is None or block.nsectors << 9 != size:

@@ -3,9 +3,11 @@ the same connection: a disk has been detached and attached again meanwhile."""
 
 from __future__ import annotations
 
+from protocol.packets import SYNCER_ID, BlockAck, Command, Empty, Uuids
 from protocol.states import Conn, Disk, Role
 from replicator.engine.settings import NetSettings
 from tests.simulation.pair import Node, Pair
+from tests.simulation.scripted import ScriptedPeer, synced_alice
 
 BLOCK = 4096
 OLD, NEW = b"o" * BLOCK, b"n" * BLOCK
@@ -167,3 +169,42 @@ def test_the_answer_to_a_ping_at_the_end_of_a_verify_does_not_end_the_next_one()
     pair.run(0.05)
     assert bob.is_(Conn.VerifyT)
     all_went_well(pair)
+
+
+def test_what_a_kernel_found_equal_in_the_resync_before_is_not_taken_for_equal_in_the_next() -> (
+    None
+):
+    """A kernel that is the source names its next resync whatever of the one before is under way."""
+    pair = Pair(net=NetSettings(csums_alg="crc32c"))
+    alice = pair.alice
+    synced_alice(pair)
+    kernel = ScriptedPeer(pair)
+    generation = Uuids(0xABC0, kernel.same_uuids().current, 0, 0)
+    kernel.connect(generation, Disk.UpToDate)
+    kernel.send_bitmap(range(1))
+    pair.run(0.05)
+    kernel.send_sync_uuid(0x5500)
+    pair.run(0.05)
+    assert kernel.count(Command.CSUM_RS_REQUEST) == 1
+    detach(alice)
+    kernel.answers_pings = False
+    attach(alice)
+    kernel.send(Command.UUIDS, generation._replace(bitmap=0x5500))
+    kernel.state(Disk.UpToDate)
+    pair.run(0.01)
+    kernel.send_bitmap(range(1))
+    pair.run(0.05)
+    kernel.send_sync_uuid(0x5600)
+    pair.run(0.05)
+    equal = BlockAck(0, SYNCER_ID, BLOCK, 1)
+    kernel.send(Command.RS_IS_IN_SYNC, equal)
+    pair.run(0.01)
+    kernel.send(Command.PING_ACK, Empty())
+    kernel.answers_pings = True
+    pair.run(0.1)
+    assert alice.is_(Conn.SyncTarget)
+    assert alice.volume().bitmap.weight == 1
+    assert kernel.count(Command.CSUM_RS_REQUEST) == 2
+    kernel.send(Command.RS_IS_IN_SYNC, equal)
+    pair.run(0.1)
+    assert alice.is_(Conn.Connected, Disk.UpToDate)
