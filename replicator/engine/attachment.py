@@ -15,6 +15,7 @@ from errno import EIO
 from typing import TYPE_CHECKING
 
 from protocol.states import Conn, Disk, Role
+from replicator.engine import exposed
 from replicator.engine import store as stores
 from replicator.engine.activity_log import ActivityLog
 from replicator.engine.ports import Disk as DiskPort
@@ -222,6 +223,9 @@ class Attachment:
             volume.negotiated_disk = disk
             volume.change(disk=Disk.Negotiating)
             volume.exchange.announce_disk()
+        elif exposed.own_disk(volume, disk) is not disk:
+            volume.log("warning", "this disk lacks what this node used last: Outdated")
+            volume.change(disk=Disk.Outdated)
         elif flags & Flags.PEER_OUT_DATED and volume.state.pdsk is Disk.DUnknown:
             volume.change(disk=disk, pdsk=Disk.Outdated)
         else:

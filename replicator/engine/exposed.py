@@ -89,3 +89,14 @@ def without_peer(old: StateWord, wanted: StateWord) -> StateWord:
     if lost and old.disk <= Disk.Failed and wanted.pdsk is Disk.Outdated:
         return wanted._replace(pdsk=Disk.DUnknown)
     return wanted
+
+
+def own_disk(volume: Volume, disk: Disk) -> Disk:
+    """What a disk that is attached, and cannot be compared with the peer's, is to this node: at best
+    Outdated, if the node has used the peer's copy since, and that had gone on from this one."""
+    store, exposed = volume.store, volume.exposed_uuid
+    if volume.state.role is Role.Primary or store is None or not exposed:
+        return disk
+    if disk <= Disk.Outdated or store.uuids.knows(exposed):
+        return disk
+    return Disk.Outdated

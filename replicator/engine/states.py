@@ -296,12 +296,13 @@ def valid(
 ) -> int:
     """0, or the code that speaks against a requested state.
 
-    If `old` is given and was invalid for the same reason, the change makes nothing worse: 0.
+    If `old` is given and was invalid for the same reason, the change makes nothing worse, unless
+    there is another reason that was none before.
     open_count: how many hold the device open. version: the agreed wire protocol.
     """
 
-    def judge(state: State) -> int:
-        change = Change(
+    def circumstances(state: State) -> Change:
+        return Change(
             old=state,
             new=state,
             two_primaries=two_primaries,
@@ -311,12 +312,16 @@ def valid(
             version=version,
             other_volume_primary_on_peer=other_volume_primary_on_peer,
         )
-        return _first(STATES, change)
 
-    code = judge(new)
-    if code and old is not None and judge(old) == code:
-        return 0
-    return code
+    wanted = circumstances(new)
+    code = _first(STATES, wanted)
+    if not code or old is None:
+        return code
+    present = circumstances(old)
+    if _first(STATES, present) != code:
+        return code
+    others = (c for c, applies in STATES if c != code and applies(wanted) and not applies(present))
+    return next(others, 0)
 
 
 def _connection_step(change: Change) -> bool:

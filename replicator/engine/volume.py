@@ -212,7 +212,7 @@ class Volume:
         in_use = self.exposed_uuid if old.role is Role.Primary else 0
         if in_use and (in_use ^ self.store.uuids.current) >> 1:
             return None
-        return old._replace(disk=self.negotiated_disk, pdsk=Disk.DUnknown)
+        return old._replace(disk=exposed.own_disk(self, self.negotiated_disk), pdsk=Disk.DUnknown)
 
     def log(self, level: str, message: str) -> None:
         self.resource.log.log(level, f"{self.name}: {message}")

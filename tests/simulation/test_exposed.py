@@ -197,3 +197,58 @@ def test_a_copy_that_was_being_overwritten_leaves_nothing_to_remember():
     pair.network.break_all()
     pair.run(5)
     assert alice.is_(Conn.Connected, Disk.Diskless, Disk.UpToDate)
+
+
+@pytest.fixture
+def used_the_peers():
+    """alice, Primary, lost her disk and worked on with bob's; both are Secondary now."""
+    pair = Pair()
+    pair.up_synced()
+    Guard(pair)
+    lose_disk(pair.alice)
+    pair.alice.write(MIB, NEWER)
+    pair.alice.secondary()
+    return pair
+
+
+def test_its_own_disk_is_outdated_if_it_has_used_the_peers_since(used_the_peers):
+    pair = used_the_peers
+    pair.bob.kill()
+    pair.run(1)
+    attach(pair.alice)
+    assert pair.alice.is_(disk=Disk.Outdated)
+    with pytest.raises(NoUsableDataError):
+        pair.alice.primary()
+    pair.bob.up()
+    pair.settle()
+    assert pair.alice.data()[MIB : MIB + 4096] == NEWER
+
+
+def test_its_own_disk_is_outdated_if_the_peer_has_lost_its_own_meanwhile(used_the_peers):
+    pair = used_the_peers
+    lose_disk(pair.bob)
+    attach(pair.alice)
+    assert pair.alice.is_(Conn.Connected, Disk.Outdated, Disk.Diskless)
+    for node in (pair.alice, pair.bob):
+        with pytest.raises(NoUsableDataError):
+            node.primary()
+    attach(pair.bob)
+    pair.settle()
+    assert pair.alice.data()[MIB : MIB + 4096] == NEWER
+
+
+def test_its_own_disk_is_declared_good_if_the_peers_is_lost_for_good(used_the_peers):
+    pair = used_the_peers
+    pair.bob.kill()
+    pair.run(1)
+    attach(pair.alice)
+    pair.alice.primary(force=True)
+    assert pair.alice.is_(disk=Disk.UpToDate, role=Role.Primary)
+    assert pair.alice.read(MIB, 4096) == bytes(4096)
+
+
+def test_its_own_disk_is_good_if_it_has_used_no_other(pair):
+    attach(pair.alice)
+    assert pair.alice.is_(disk=Disk.UpToDate)
+    pair.alice.primary()
+    assert pair.alice.read(MIB, 4096) == NEWER

@@ -200,3 +200,17 @@ def test_an_outdated_secondary_is_not_asked_twice() -> None:
     pair.run(0.1)
     with pytest.raises(StateRefused):
         pair.bob.primary()
+
+
+def test_an_outdated_secondary_is_not_promoted_because_it_meets_a_node_without_a_disk() -> None:
+    pair = fencing_pair(RESOURCE_ONLY)
+    cut(pair)
+    assert outdate(pair.bob) == 0
+    pair.alice.secondary()
+    pair.alice.do(lambda done: pair.alice.r.detach(0, True, done))
+    mend(pair)
+    pair.run_until(lambda: pair.bob.is_(Conn.Connected, Disk.Outdated, Disk.Diskless))
+    with pytest.raises(NoUsableDataError):
+        pair.bob.primary()
+    pair.bob.primary(force=True)
+    assert pair.bob.is_(role=Role.Primary, disk=Disk.UpToDate)

@@ -200,9 +200,11 @@ def test_what_is_written_from_afar_to_a_copy_that_its_writer_has_surpassed_is_no
     alice.disks[0].fails = None
     alice.secondary()
     bob.do(lambda done: bob.r.detach(0, False, done))
-    alice.do(lambda done: alice.attach(0, done))
+    # What each had since is forgotten: alice could not use her disk, nor bob be promoted on that.
+    alice.kill()
+    alice.up()
     bob.disconnect()
-    bob.connect(discard_my_data=True)  # or he would not be promoted without what his disk has
+    bob.connect(discard_my_data=True)
     pair.run(1)
     bob.primary()
     bob.write(0, b"b" * BLOCK)

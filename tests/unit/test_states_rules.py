@@ -221,6 +221,13 @@ def test_a_second_reason_is_no_excuse() -> None:
     assert valid(outdated._replace(role=P, peer=P), old=outdated) == -1
 
 
+def test_nor_is_a_reason_that_was_there_before() -> None:
+    """Outdated and Connected, as a disk is that has met a node without one, and then Primary."""
+    outdated = CONNECTED._replace(disk=Disk.Outdated, pdsk=Disk.Diskless)
+    assert valid(outdated._replace(role=P), old=outdated) == -2
+    assert valid(outdated._replace(user_isp=True), old=outdated) == 0
+
+
 FORBIDDEN: list[tuple[int, State, State]] = [
     (-8, SYNC_SOURCE, SYNC_SOURCE._replace(conn=Conn.StartingSyncS)),
     (-8, SYNC_SOURCE, SYNC_SOURCE._replace(conn=Conn.VerifyS)),
