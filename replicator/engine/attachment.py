@@ -224,7 +224,7 @@ class Attachment:
             volume.change(disk=Disk.Negotiating)
             volume.exchange.announce_disk()
         elif exposed.own_disk(volume, disk) is not disk:
-            volume.log("warning", "this disk lacks what this node used last: Outdated")
+            volume.log("warning", "the peer's data have gone on from these: Outdated")
             volume.change(disk=Disk.Outdated)
         elif flags & Flags.PEER_OUT_DATED and volume.state.pdsk is Disk.DUnknown:
             volume.change(disk=disk, pdsk=Disk.Outdated)

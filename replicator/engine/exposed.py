@@ -93,7 +93,7 @@ def without_peer(old: StateWord, wanted: StateWord) -> StateWord:
 
 def own_disk(volume: Volume, disk: Disk) -> Disk:
     """What a disk that is attached, and cannot be compared with the peer's, is to this node: at best
-    Outdated, if the node has used the peer's copy since, and that had gone on from this one."""
+    Outdated, if the peer's copy has gone on from it, as this node has heard while it had none."""
     store, exposed = volume.store, volume.exposed_uuid
     if volume.state.role is Role.Primary or store is None or not exposed:
         return disk
