@@ -1,7 +1,8 @@
 """The application's reads and writes on one volume of a Primary: both copies, the account, the answer.
 
 Rules:
-1. A write goes nowhere before its extents are in the durable activity log.
+1. A write goes nowhere before its extents are in the durable activity log, and the superblock says
+   that the log counts.
 2. Overlapping writes are submitted one after the other, in the order in which they came, so that
    both disks see that order.
 3. While a new generation is on its way to the disk, or I/O is suspended, writes that the peer did
@@ -297,6 +298,8 @@ class Application:
         if state.conn in HOLDING or state.disk is Disk.Negotiating:
             # The disk does not take writes yet, and the peer counts on it already.
             return True
+        if state.role is Role.Primary and not self._volume.indicated:
+            return True
         return state.suspended
 
     @property
@@ -310,6 +313,7 @@ class Application:
 
     def thaw(self) -> None:
         """The reason to hold I/O may be gone: go on with what waits, in order."""
+        self.find_straight()
         self._thawing = True
         if self._held and not self._holding:
             held, self._held = self._held, []

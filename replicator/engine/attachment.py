@@ -149,6 +149,7 @@ class Attachment:
         volume, settings = self._volume, self._volume.settings.disk
         flags = store.superblock.flags
         volume.store = store
+        store.superblocks.indicated = volume.application.thaw
         volume.peer_may_have_current = True
         volume.counters.reset()
         volume.loaded_flags(flags)

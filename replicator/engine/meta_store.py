@@ -38,8 +38,10 @@ class SuperblockWriter:
         self._refresh = refresh
         self._writing = False
         self._waiting: list[Then] = []
-        self.certain = Flags(0)
-        """Flags that a crash at this instant finds on the disk, whatever is under way."""
+        self.indicates = False
+        """A crash at this instant finds PRIMARY_IND on the disk, whatever is under way."""
+        self.indicated: Callable[[], None] | None = None
+        """Told when that begins to be so."""
 
     def write(self, then: Then | None = None) -> None:
         """Make everything the superblock says now durable; `then(errno)` when it is."""
@@ -51,13 +53,15 @@ class SuperblockWriter:
         waiting, self._waiting = self._waiting, []
         self._writing = True
         self._refresh()
-        flags = self._superblock.flags
-        self.certain &= flags
+        indicates = Flags.PRIMARY_IND in self._superblock.flags
+        self.indicates = self.indicates and indicates
 
         def written(errno: int) -> None:
             self._writing = False
-            if not errno:
-                self.certain = flags
+            if not errno and indicates and not self.indicates:
+                self.indicates = True
+                if self.indicated is not None:
+                    self.indicated()
             for then in waiting:
                 then(errno)
             if self._waiting and not self._writing:

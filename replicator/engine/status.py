@@ -154,7 +154,9 @@ def _waiting(volume: Volume) -> str:
     if state.suspended:
         return _suspension(volume)
     if application.frozen:
-        return f"{application.frozen} requests wait while {state.conn.name}"
+        unindicated = state.role is Role.Primary and not volume.indicated
+        cause = "for the metadata to say Primary" if unindicated else f"while {state.conn.name}"
+        return f"{application.frozen} requests wait {cause}"
     if volume.generation_pending:
         return "a new generation UUID to be stable"
     if reason := _room_awaited(volume):

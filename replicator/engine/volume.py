@@ -96,8 +96,7 @@ class Volume:
         self._after_generation: list[Callable[[], None]] = []
         self.generation_postponed = False
         """The peer was lost while I/O was suspended: a new generation is due if I/O goes on without."""
-        self.users = 0
-        self.writers = 0
+        self.users = self.writers = 0
         self.disk_error = ""
         self._last_flags = Flags(0)
         self._unsettled = False
@@ -309,9 +308,7 @@ class Volume:
 
     def state_flags(self) -> Flags:
         state = self.state
-        flags = Flags(0)
-        if state.disk > Disk.Inconsistent:
-            flags |= Flags.CONSISTENT
+        flags = Flags.CONSISTENT if state.disk > Disk.Inconsistent else Flags(0)
         if state.disk > Disk.Outdated:
             flags |= Flags.WAS_UP_TO_DATE
         if self._writing_here or self._unsettled:
@@ -389,10 +386,14 @@ class Volume:
 
         store.superblocks.write(written)
 
+    @property
+    def indicated(self) -> bool:
+        """A crash cannot find a superblock that says: ignore the activity log."""
+        return self.data_disk is None or self.store is None or self.store.superblocks.indicates
+
     def when_indicated(self, action: Callable[[], None]) -> None:
-        """Run `action` once a crash cannot find a superblock that says: ignore the activity log."""
-        store = self.store if self.data_disk is not None else None
-        if store is None or Flags.PRIMARY_IND in store.superblocks.certain:
+        """Run `action` once this is so."""
+        if self.indicated:
             action()
         else:
             self.write_superblock(lambda _errno: action())
@@ -456,12 +457,11 @@ class Volume:
 
     def mark_out_of_sync(self, sector: int, nsectors: int, *, tell_peer: bool = False) -> None:
         """These sectors may differ from the peer's."""
-        bitmap = self.bitmap
-        if bitmap is None:
+        if self.bitmap is None:
             return
         # A resync target asks for what it knows of, and the bitmap may have been sent.
         source = self.state.conn in (Conn.WFBitMapS, Conn.SyncSource, Conn.PausedSyncS)
-        if bitmap.set_sectors(sector, nsectors) and (tell_peer or source):
+        if self.bitmap.set_sectors(sector, nsectors) and (tell_peer or source):
             self.exchange.send_out_of_sync(sector, nsectors)
 
     def mark_unshared(self) -> None:
