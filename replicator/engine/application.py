@@ -501,10 +501,10 @@ class Application:
 
     def _finish(self, write: Write) -> None:
         """Local disk and peer are both done with it: mark what the peer may not have. What the local
-        disk has not was marked when it failed, or by the peer while there was none; since then a
-        resync may have copied it."""
+        disk has not was marked when it failed, or by the peer while there was none, what the peer has
+        refused when it did; since then a resync may have copied it."""
         volume = self._volume
-        if write.net is not Part.OK:
+        if write.net is not Part.OK and not write.marked:
             volume.mark_out_of_sync(write.sector, write.nsectors)
         if write.al is not None:
             log, first, last = write.al

@@ -308,7 +308,7 @@ class Replication:
         may come later: before this is completed the data here needs a name of its own."""
         volume = write.volume
         write.net = Part.FAILED
-        volume.resync_source.target_refused(write.sector, write.nsectors)
+        write.marked = volume.resync_source.target_refused(write.sector, write.nsectors)
         if volume.state.disk is volume.state.pdsk is Disk.UpToDate:
             volume.new_generation()
         volume.application.progress(write)

@@ -56,6 +56,7 @@ class Write:
         "hold",
         "kind",
         "local",
+        "marked",
         "net",
         "nsectors",
         "sector",
@@ -91,6 +92,8 @@ class Write:
         self.completed = False
         self.held = False
         """Its completion waits for a new generation."""
+        self.marked = False
+        """The peer has refused it, and it was marked then: only a resync can have cleared that."""
 
 
 class Countdown:

@@ -283,14 +283,17 @@ class ResyncSource:
         volume.resync.advance_marks()
         volume.resource.changed()
 
-    def target_refused(self, sector: int, nsectors: int) -> None:
+    def target_refused(self, sector: int, nsectors: int) -> bool:
         """The peer could not write what came from an application. If it is a target that had been done
-        by then, and its report takes the slower socket, these marks say nothing against that."""
+        by then, and its report takes the slower socket, these marks say nothing against that. True:
+        they stay until a resync that begins later has copied what was written."""
         volume, bitmap = self._volume, self._volume.bitmap
         before = bitmap.weight if bitmap is not None else 0
         volume.mark_out_of_sync(sector, nsectors)
         if bitmap is not None and volume.state.conn in SOURCE:
             volume.resync.failed += bitmap.weight - before
+            return False
+        return bitmap is not None
 
     def _mark_in_sync(self, sector: int, nsectors: int) -> None:
         self._volume.mark_in_sync(sector, nsectors)
