@@ -342,6 +342,10 @@ class DiskHistory(History):
                 # The system has dropped what it could not write.
                 self.torn.discard((node.name, number))
                 node.media[number].power_loss(self.pair.rng)
+                other = self._other(node)
+                if other.resource is None or other.volume(number).state.disk is not Disk.UpToDate:
+                    # Nor was it anywhere else, if it was the only good one.
+                    self.accounts[number].forget_completions(other.name)
             self._try(partial(node.do, partial(node.attach, number), 60))
 
     # --- resync -------------------------------------------------------------------------------
