@@ -91,10 +91,12 @@ class DiskHistory(History):
         other = self._other(primary)
         if other.resource is None or other.r.conn is not Conn.Connected:
             holders.discard(other.name)
-        for volume in primary.r.volumes.values():
+        for number, volume in primary.r.volumes.items():
             if volume.state.disk is not Disk.UpToDate:
                 holders.discard(primary.name)
-            if volume.state.pdsk is not Disk.UpToDate:
+            theirs = other.volume(number).state.disk if other.resource is not None else None
+            if {volume.state.pdsk, theirs} != {Disk.UpToDate}:
+                # It may have refused a write before the Primary hears what became of its disk.
                 holders.discard(other.name)
         return holders
 

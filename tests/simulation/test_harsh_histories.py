@@ -108,3 +108,13 @@ def test_what_a_primary_had_flushed_binds_nobody_after_force_on_its_half_made_co
     pair.settle()
     history._note_current()
     assert written_in_the_same_block(history, primary)
+
+
+def test_what_a_peer_without_disk_refuses_is_not_expected_there_before_that_is_known() -> None:
+    history, primary, other = played_out("C")
+    other.r.detach(0, False, lambda _error: None)
+    history.pair.run_until(lambda: other.is_(disk=Disk.Failed))
+    history._put(0, range(PLACE, PLACE + 8), primary)
+    assert primary.is_(pdsk=Disk.UpToDate), "it has not heard of that"
+    history._alone()
+    assert history._promised_by(primary, 0) == history.current == {primary.name}
