@@ -378,6 +378,7 @@ class Exchange:
                 arbiter=link.arbiter,
                 version=link.version,
                 write_same=link.with_wsame,
+                extended=bool(link.peer_extension),
                 after_sb_0pri=net.after_sb_0pri,
                 after_sb_1pri=net.after_sb_1pri,
                 after_sb_2pri=net.after_sb_2pri,

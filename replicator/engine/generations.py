@@ -224,6 +224,8 @@ class Evidence:
     arbiter: bool
     version: int
     write_same: bool
+    extended: bool
+    """Both nodes are replicators."""
 
     @property
     def same_data(self) -> bool:
@@ -244,6 +246,7 @@ class Evidence:
             arbiter=not self.arbiter,
             version=self.version,
             write_same=self.write_same,
+            extended=self.extended,
         )
 
 
@@ -282,6 +285,13 @@ def _own_missed_end(e: Evidence) -> bool:
     """Own still serves a resync that the peer has completed: peer's set is own's, one step on."""
     own, peer = e.own, e.peer
     return own.bitmap == peer.history0 and own.history0 == peer.history1
+
+
+def _after_missed_end(e: Evidence) -> int:
+    """Whose copy goes on: that of the source, as with DRBD; but not if the target, complete, has been
+    Primary since and crashed. Under A and B what it had flushed is on its own disk only."""
+    since = e.peer_crashed and not (e.own_crashed or e.own_primary)
+    return -1 if e.extended and since else 1
 
 
 def _only_own_tracks(e: Evidence) -> bool:
@@ -389,7 +399,7 @@ RULES: tuple[Rule, ...] = (
         34,
         "same data; this node missed the end of a resync that it served",
         lambda e: _only_own_tracks(e) and _own_missed_end(e),
-        _always(1),
+        _after_missed_end,
         correct=lambda own, _peer: own.close_tracking(),
         capable=_from_91,
     ),
@@ -405,7 +415,7 @@ RULES: tuple[Rule, ...] = (
         35,
         "same data; the peer missed the end of a resync that it served",
         lambda e: _only_peer_tracks(e) and _own_missed_end(e.seen_by_peer()),
-        _always(-1),
+        lambda e: -_after_missed_end(e.seen_by_peer()),
         correct=lambda _own, peer: peer.close_tracking(),
         capable=_from_91,
     ),
@@ -539,12 +549,14 @@ def decide(
     arbiter: bool,
     version: int = 101,
     write_same: bool = True,
+    extended: bool = False,
 ) -> Decision:
     """Compare two sets of UUIDs and say which copy, if any, must be brought up to which.
 
     own_crashed, peer_crashed: the crashed-Primary marks. own_primary, peer_primary: roles now.
     arbiter: own accepted the second connection (exactly one node of a pair did); breaks ties.
     version, write_same: the agreed protocol version and whether that feature was agreed.
+    extended: both nodes are replicators, so that rules may differ from a kernel's.
     """
     evidence = Evidence(
         own=own.masked(),
@@ -556,6 +568,7 @@ def decide(
         arbiter=arbiter,
         version=version,
         write_same=write_same,
+        extended=extended,
     )
     new_own, new_peer = own.copy(), peer.copy()
     rule, value = _first_match(evidence)

@@ -34,9 +34,10 @@ class Handshake:
     own_crashed, peer_crashed: the crashed-Primary marks. own_discard, peer_discard: the node was
     told connect --discard-my-data. own_disk, peer_disk: the state the disk has or, while it
     negotiates, will have (the caller translates Negotiating). arbiter: this node accepted the
-    second connection. own_negotiating, peer_negotiating: that disk is being attached; until then a
-    Primary there uses the other copy. own_demotable: nobody holds the device open, so that the
-    node could become Secondary for call-pri-lost-after-sb. resource: only for messages.
+    second connection. extended: both nodes are replicators. own_negotiating, peer_negotiating: that
+    disk is being attached; until then a Primary there uses the other copy. own_demotable: nobody
+    holds the device open, so that the node could become Secondary for call-pri-lost-after-sb.
+    resource: only for messages.
     """
 
     own: UuidSet
@@ -54,6 +55,7 @@ class Handshake:
     arbiter: bool = False
     version: int = 101
     write_same: bool = True
+    extended: bool = False
     after_sb_0pri: str = "disconnect"
     after_sb_1pri: str = "disconnect"
     after_sb_2pri: str = "disconnect"
@@ -138,6 +140,7 @@ def _decide(h: Handshake) -> Decision:
         arbiter=h.arbiter,
         version=h.version,
         write_same=h.write_same,
+        extended=h.extended,
     )
 
 

@@ -39,6 +39,7 @@ def ask(
     arbiter: bool = False,
     version: int = 101,
     write_same: bool = True,
+    extended: bool = False,
 ) -> Decision:
     """marks: "x-" own has the crashed-Primary mark; roles: "PS" own is Primary."""
     return decide(
@@ -51,6 +52,7 @@ def ask(
         arbiter=arbiter,
         version=version,
         write_same=write_same,
+        extended=extended,
     )
 
 
@@ -114,6 +116,29 @@ def test_of_two_crashed_primaries_the_arbiter_is_the_target() -> None:
     same = (0x10, 0, 0, 0)
     assert ask(same, same, marks="xx", arbiter=True).value == -1
     assert ask(same, same, marks="xx", arbiter=False).value == 1
+
+
+@pytest.mark.parametrize(
+    ("marks", "roles", "value"),
+    [
+        ("--", "SS", 1),
+        ("-x", "SS", -1),
+        ("-x", "SP", -1),
+        ("x-", "SS", 1),
+        ("xx", "SS", 1),
+        ("-x", "PS", 1),
+    ],
+)
+def test_a_complete_target_that_has_been_primary_since_and_crashed_goes_on(
+    marks: str, roles: str, value: int
+) -> None:
+    """Only between replicators: a kernel has the source go on, whoever has crashed."""
+    source, target = (0x10, 0x20, 0x30, 0x40), (0x10, 0, 0x20, 0x30)
+    here = ask(source, target, marks=marks, roles=roles, extended=True)
+    there = ask(target, source, marks=marks[::-1], roles=roles[::-1], arbiter=True, extended=True)
+    assert (here.value, here.rule, there.value, there.rule) == (value, 34, -value, 35)
+    assert (here.own, here.peer) == (there.peer, there.own)
+    assert ask(source, target, marks=marks, roles=roles).value == 1
 
 
 CORRECTIONS: list[tuple[Slots, Slots, Slots, Slots]] = [

@@ -348,6 +348,7 @@ def verdict(world: World, i: int, discard: int | None) -> Verdict:
             own_disk=node.disk,
             peer_disk=peer.disk,
             arbiter=i == A,
+            extended=True,
         )
     )
 
