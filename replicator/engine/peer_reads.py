@@ -43,9 +43,7 @@ class PeerReads:
             self._refuse(volume, request)
             return
         self._bytes += request.blksize
-        writes = self._resource.peer_writes
-        assert writes is not None
-        writes.when_started(partial(self._in_turn, volume, disk, request))
+        self._resource.after_peer_writes(partial(self._in_turn, volume, disk, request))
 
     def _in_turn(self, volume: Volume, disk: DiskPort, request: BlockRequest) -> None:
         """Behind the writes of this range that are under way."""

@@ -108,6 +108,12 @@ class Resource:
         if self.on_change is not None:
             self.on_change()
 
+    def after_peer_writes(self, action: Callable[[], None]) -> None:
+        """Run `action` in its turn: what the peer has written until now is in line for its range, also
+        if that waits for an earlier epoch. Never, when the connection ends before."""
+        if self.peer_writes is not None:
+            self.peer_writes.when_started(action)
+
     def random_uuid(self) -> int:
         """64 random bits that can name a generation."""
         while True:

@@ -375,9 +375,13 @@ class Resync:
             self._arrived(block, b"")
 
     def _arrived(self, block: _Block, data: Buffer) -> None:
-        """An answer, b"" for zeroes: into the line for its range."""
+        """An answer, b"" for zeroes: into the line for its range. What the source wrote before the
+        resync began, and has overwritten since without telling, may still wait for an earlier epoch."""
         self._writing += 1
         self._received.add(block)
+        self._volume.resource.after_peer_writes(partial(self._lock, block, data))
+
+    def _lock(self, block: _Block, data: Buffer) -> None:
         end = block.sector + block.nsectors
         hold = self._volume.locks.acquire(block.sector, end, lambda: self._write(block, data))
         block.hold = hold

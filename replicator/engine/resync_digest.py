@@ -1,7 +1,8 @@
 """How a sync target asks with `csums-alg`: it tells a digest of what it has, and gets only what differs.
 
 Rule: the target reads in its turn with writes. One of an earlier connection that is still on its way
-to the disk would make different what was found equal before it.
+to the disk, or one of this that waits for an earlier epoch, would make different what was found equal
+before it.
 What this file must not know: what becomes of the answer (`resync`).
 """
 
@@ -14,6 +15,7 @@ from protocol import digests
 from protocol.packets import SYNCER_ID, Command, block_request
 
 if TYPE_CHECKING:
+    from replicator.engine.intervals import Hold
     from replicator.engine.link import Link
     from replicator.engine.volume import Volume
 
@@ -32,12 +34,12 @@ def ask_by_digest(
     def read() -> None:
         disk = volume.data_disk
         if disk is None:
-            volume.locks.release(hold)
+            volume.locks.release(holds[0])
         else:
             disk.read(sector << 9, nsectors << 9, answered)
 
     def answered(errno: int, data: bytes) -> None:
-        volume.locks.release(hold)
+        volume.locks.release(holds[0])
         if not wanted():
             return
         command = Command.RS_DATA_REQUEST if errno else Command.CSUM_RS_REQUEST
@@ -46,6 +48,10 @@ def ask_by_digest(
             block_request(volume.number, command, sector, SYNCER_ID, nsectors << 9, digest)
         )
 
-    hold = volume.locks.acquire(sector, sector + nsectors, read)
-    if hold.granted:
-        read()
+    def lock() -> None:
+        holds.append(volume.locks.acquire(sector, sector + nsectors, read))
+        if holds[0].granted:
+            read()
+
+    holds: list[Hold] = []
+    volume.resource.after_peer_writes(lock)

@@ -10,7 +10,6 @@ What this file must not know: how the target chooses what to ask for.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -176,7 +175,7 @@ class ResyncSource:
             courtesy.take(clock.now(), request.blksize)
             self._reading += request.blksize
             # The data must not be older than a write of the peer that came before the request.
-            self._after_peer_writes(partial(self._read, asked_in, command, request))
+            volume.resource.after_peer_writes(partial(self._read, asked_in, command, request))
 
     def _woken(self) -> None:
         self._wake = None
@@ -190,11 +189,6 @@ class ResyncSource:
             pace.now = Reason.LINK
         else:
             pace.now = Reason.OWN_DISK if self._reading else Reason.PEER
-
-    def _after_peer_writes(self, action: Callable[[], None]) -> None:
-        writes = self._volume.resource.peer_writes
-        if writes is not None:
-            writes.when_started(action)
 
     def _read(self, asked_in: tuple[Link, int], command: int, request: BlockRequest) -> None:
         """The answer goes out only in the resync that has asked: to a target that has begun anew

@@ -391,14 +391,14 @@ class Verify:
         if one.digest or one.again:
             self._compare(one, reply.digest, one.digest)
             return
-        # This node does not write: its copy has to have all that came before the answer.
-        writes = self._volume.resource.peer_writes
-        assert writes is not None
 
         def compare(read: _Range, digest: bytes) -> None:
             self._compare(read, reply.digest, digest)
 
-        writes.when_started(lambda: self._lock(one, partial(self._read, one, compare)))
+        # This node does not write: its copy has to have all that came before the answer.
+        self._volume.resource.after_peer_writes(
+            lambda: self._lock(one, partial(self._read, one, compare))
+        )
 
     def got_negative(self, ack: BlockAck) -> None:
         """NEG_RS_DREPLY: the peer could not read it, so nobody can say that it is equal."""

@@ -91,9 +91,8 @@ class VerifyTarget:
         self._answer_more()
 
     def _answer_more(self) -> None:
-        writes = self._volume.resource.peer_writes
         resource, verify = self._volume.resource, self._volume.verify
-        while self._queue and self._reading < READING_MAX and writes is not None:
+        while self._queue and self._reading < READING_MAX:
             if wait := resource.courtesy.wait(verify, resource.clock.now()):
                 if self._wake is None:
                     self._wake = resource.clock.call_later(min(wait, TICK), self._woken)
@@ -101,7 +100,7 @@ class VerifyTarget:
             request = self._queue.popleft()
             resource.courtesy.take(resource.clock.now(), request.blksize)
             self._reading += request.blksize
-            writes.when_started(partial(self._lock, request, self._volume.verify.run))
+            resource.after_peer_writes(partial(self._lock, request, verify.run))
 
     def _woken(self) -> None:
         self._wake = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from protocol.states import Disk
+import pytest
+
+from protocol.states import Conn, Disk
 from replicator.engine.settings import NetSettings
 from tests.simulation.pair import Pair
 
@@ -45,3 +47,25 @@ def test_a_peer_promoted_at_once_shows_all_that_was_acknowledged():
         pair.bob.primary()
         for number in range(20):
             assert pair.bob.read(number * 4096, 4096) == bytes([number + 1]) * 4096
+
+
+@pytest.mark.parametrize("csums", ["", "md5"])
+def test_a_write_that_waits_for_an_epoch_does_not_overtake_a_resync_of_its_block(csums):
+    """The source has overwritten it when the resync had been agreed but not begun: marked, not sent."""
+    pair = Pair(net=NetSettings(protocol="A", csums_alg=csums))
+    alice, bob = pair.alice, pair.bob
+    pair.up_synced()
+    before = alice.read(0, 4096)
+    bob.disks[0].slow = lambda kind, offset, *_: (
+        0.5 if (kind, offset) == ("write", 1 << 20) else 0.0
+    )
+    alice.write(1 << 20, b"a" * 4096)
+    alice.flush()
+    alice.write(0, b"w" * 4096)
+    alice.r.invalidate_remote(0, lambda _error: None)
+    pair.run_until(lambda: alice.is_(Conn.StartingSyncS))
+    alice.write(0, before)
+    assert alice.is_(Conn.StartingSyncS)
+    pair.settle()
+    assert alice.volume().bitmap.weight == bob.volume().bitmap.weight == 0
+    assert bob.data() == alice.data()
