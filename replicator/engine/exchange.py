@@ -514,6 +514,8 @@ class Exchange:
     def got_bitmap(self, command: int, payload: bytes) -> None:
         """A packet of the peer's bitmap: its bits are added to ours."""
         volume = self._volume
+        if volume.state.disk < Disk.Negotiating:
+            return  # given up while this was on its way; the peer hears of it
         expecting = volume.state.conn in (Conn.WFBitMapS, Conn.WFBitMapT)
         if self._receiver is None or volume.store is None or not expecting:
             raise WireError(f"bitmap packet while {volume.state.conn.name}: none is expected")

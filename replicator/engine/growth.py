@@ -31,7 +31,7 @@ def answer_growth(volume: Volume, link: Link, flags: int) -> None:
 
     def marked(errno: int) -> None:
         if errno:
-            volume.local_io_error("bitmap write", 0, errno)
+            volume.local_io_error("bitmap write", 0, errno, store.data)
         elif current():
             volume.write_superblock(stable)
 

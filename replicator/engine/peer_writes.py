@@ -337,8 +337,8 @@ class PeerWrites:
 
         def flushed(volume: Volume | None, errno: int) -> None:
             nonlocal left
-            if errno and volume is not None and volume.data_disk is disks[volume]:
-                volume.local_io_error("flush for the peer", 0, errno)
+            if errno and volume is not None:
+                volume.local_io_error("flush for the peer", 0, errno, disks[volume])
             left -= 1
             if not left:
                 self._flushing = False

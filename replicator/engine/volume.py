@@ -575,16 +575,13 @@ class Volume:
 
     def activity_log_failed(self, log: ActivityLog, errno: int) -> None:
         """A transaction cannot be written. Without it a write here would leave no mark."""
-        if self.activity_log_object is log:
-            self.local_io_error("activity log write", 0, errno)
+        if self.activity_log_object is log and self.store is not None:
+            self.local_io_error("activity log write", 0, errno, self.store.data)
 
-    def local_io_error(
-        self, what: str, sector: int, errno: int, disk: DiskPort | None = None
-    ) -> None:
-        """Act as on-io-error says. disk: the failed one; if another has its place, nothing happens."""
-        if self.state.disk <= Disk.Failed:
-            return
-        if disk is not None and (self.store is None or self.store.data is not disk):
+    def local_io_error(self, what: str, sector: int, errno: int, disk: DiskPort | None) -> None:
+        """Act as on-io-error says. disk: the failed one, None if there was none; if another has its
+        place by now, nothing happens."""
+        if self.state.disk <= Disk.Failed or self.store is None or self.store.data is not disk:
             return
         policy = self.settings.disk.on_io_error
         self.disk_error = f"local {what} at sector {sector}: {errno_text(errno)}; {policy}"
