@@ -215,13 +215,11 @@ class Attachment:
             self._attach_later(flags, done)
             return
         self._attaching = None
-        disk = disk_state_of(flags, volume.settings.disk.fencing)
-        if self.is_older_than_its_name:
-            disk = Disk.Inconsistent
-            volume.log("warning", "this disk lacks what was completed without it: Inconsistent")
+        volume.negotiated_disk = disk_state_of(flags, volume.settings.disk.fencing)
+        self._lower_if_older()
+        disk = volume.negotiated_disk
         volume.disk_error = ""
         if volume.state.conn >= Conn.Connected:
-            volume.negotiated_disk = disk
             volume.change(disk=Disk.Negotiating)
             volume.exchange.announce_disk()
         elif exposed.own_disk(volume, disk) is not disk:
@@ -234,9 +232,19 @@ class Attachment:
         done(None)
 
     def completed_without_disk(self) -> None:
-        """The application was told that a write is done, or stable, which only the peer has so."""
-        if self._volume.state.disk <= Disk.Failed:
+        """The application was told that a write is done, or stable, which only the peer has so. It may
+        have begun when there was no disk, and have ended when there is one that is still compared."""
+        disk = self._volume.state.disk
+        if disk <= Disk.Negotiating:
             self._missed_a_write = True
+        if disk is Disk.Negotiating:
+            self._lower_if_older()
+
+    def _lower_if_older(self) -> None:
+        volume = self._volume
+        if volume.negotiated_disk is not Disk.Inconsistent and self.is_older_than_its_name:
+            volume.negotiated_disk = Disk.Inconsistent
+            volume.log("warning", "this disk lacks what was completed without it: Inconsistent")
 
     @property
     def is_older_than_its_name(self) -> bool:

@@ -55,7 +55,7 @@ class FlushOutcome:
             return
         here = not self._local and self._counted
         if self._remote_ok:
-            if not here:
+            if self._local:
                 self._volume.attachment.completed_without_disk()
             self._answer(0)
         else:

@@ -103,6 +103,31 @@ def test_a_generation_of_the_peer_that_got_lost_on_its_way_does_not_matter():
     assert_nothing_is_lost(pair)
 
 
+def test_a_write_that_began_without_a_disk_and_ends_when_there_is_one_is_missed_by_that():
+    pair = Pair()
+    pair.up_synced()
+    Guard(pair)
+    alice, results = pair.alice, []
+    alice.write(MIB, BEFORE)
+    alice.do(lambda done: alice.r.detach(0, False, done))
+    data = next(c for c in pair.network.channels if c.owner == "bob")
+    data.slowness = 10000.0
+    pair.bob.disks[0].slow = lambda kind, _offset, _length: 0.2 if kind == "write" else 0.0
+    alice.volume().write(MIB, AFTER, False, results.append)
+    attach(alice)
+    assert alice.is_(disk=Disk.Negotiating)
+    assert results == []
+    pair.run(0.2)
+    assert results == [0]
+    pair.network.cut = {"alice", "bob"}
+    pair.network.break_all()
+    pair.run(0.1)
+    with pytest.raises(OSError):
+        alice.read(MIB, 4096)
+    pair.network.cut = set()
+    assert_nothing_is_lost(pair)
+
+
 @pytest.fixture
 def unmarked():
     """alice, Primary and alone, has a disk again that lacks a write, and whose own log and bitmap know
