@@ -150,7 +150,7 @@ class Attachment:
         flags = store.superblock.flags
         volume.store = store
         store.superblocks.indicated = volume.application.thaw
-        volume.peer_may_have_current = True
+        volume.peer_may_have_current = (store.uuids.current ^ volume.named_alone) >> 1 != 0
         volume.counters.reset()
         volume.loaded_flags(flags)
         if flags & (Flags.CRASHED_PRIMARY | Flags.PRIMARY_IND):

@@ -436,7 +436,7 @@ class Exchange:
             disk = Disk.UpToDate if disk in older else disk
             pdsk = Disk.UpToDate if pdsk in older else pdsk
         elif verdict.outcome is Outcome.SOURCE:
-            conn, prepared = Conn.WFBitMapS, self._send_bitmap
+            conn, prepared = Conn.WFBitMapS, lambda: self._serve(verdict)
             volume.peer_may_have_current = verdict.peer.knows(verdict.own.current)
         else:
             conn, prepared = Conn.WFBitMapT, self._bitmap_step
@@ -446,6 +446,13 @@ class Exchange:
             self._prepare(verdict.full, prepared)
         if new:
             resource.volume_connected(volume)
+
+    def _serve(self, verdict: Verdict) -> None:
+        """If this is to be a full resync, its marks are on stable storage."""
+        assert self._volume.store is not None
+        if verdict.full and self._volume.store.uuids.track_ancestor(verdict.peer.current):
+            self._volume.write_superblock()
+        self._send_bitmap()
 
     def _prepare(self, full: bool, then: Callable[[], None]) -> None:
         """Set all bits for a full sync, durably, then go on; meanwhile the peer's bitmap may come."""

@@ -26,6 +26,8 @@ ACCEPTED = (Disk.Inconsistent, Disk.Consistent, Disk.UpToDate)
 def follow(volume: Volume, old: StateWord, new: StateWord) -> None:
     """The name of the own data, as long as the disk is good. A Secondary's copy that is about to be
     overwritten is given up."""
+    if new.conn >= Conn.Connected:
+        volume.named_alone = 0
     if volume.store is None:
         return
     current = volume.store.uuids.current

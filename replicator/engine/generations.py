@@ -137,6 +137,15 @@ class UuidSet:
         if self.bitmap:
             self.history1, self.history0, self.bitmap = self.history0, self.bitmap, 0
 
+    def track_ancestor(self, ancestor: int) -> bool:
+        """All blocks are marked, on stable storage: what any ancestor lacks is among them. As the base
+        it stays known, however many generations are begun here before it gets a full resync. Returns
+        whether the set has changed."""
+        if self.bitmap or (self.history0 ^ ancestor) & _NO_ROLE:
+            return False
+        self.bitmap, self.history0, self.history1 = self.history0, self.history1, 0
+        return True
+
     def open_sync(self, random: int) -> int:
         """This node becomes sync source. Returns the sync UUID, to be sent once this set is stable.
 

@@ -88,6 +88,8 @@ class Volume:
         self.crashed_primary = False
         self.peer_may_have_current = True
         """While a base is tracked: it may have finished a resync unheard, and has this very name then."""
+        self.named_alone = 0
+        """The generation that this node has begun since it was connected last: the peer cannot have it."""
         self._tracks_for_peer = False
         self.negotiated_disk = Disk.Diskless
         """What a Negotiating disk becomes when the handshake lets it."""
@@ -422,6 +424,7 @@ class Volume:
         assert self.store is not None
         self.peer_may_have_current = False
         self.exposed_uuid = self.store.uuids.current
+        self.named_alone = self.exposed_uuid if self.state.conn < Conn.Connected else 0
         self._generations_pending += 1
         self.log("info", f"new current UUID: {self.store.uuids}")
 

@@ -136,7 +136,7 @@ def play_batch(tasks: list[Task]) -> Outcome:
             outcome.failures.append((task, failure))
             break
         del history
-        gc.collect(0)
+        gc.collect()
     outcome.reached = REACHED.copy()
     return outcome
 

@@ -81,6 +81,28 @@ def test_initial_sync_names_itself_and_leaves_both_copies_with_one_identity() ->
     assert pair.decisions() == ((0, 40), (0, 40))
 
 
+def test_an_ancestor_for_which_everything_is_marked_is_tracked() -> None:
+    pair = Pair(UuidSet(A1 | P, 0, A0 | P, S0), UuidSet(A0, 0, S0, 4))
+    assert pair.decisions() == ((2, 80), (-2, 60))
+    told = pair.a.copy()
+    assert pair.a.track_ancestor(pair.b.current)
+    assert pair.a == UuidSet(A1 | P, A0 | P, S0, 0)
+    assert pair.decisions() == ((1, 70), (-1, 50)), "should the connection break now"
+    sync = pair.a.open_sync(OTHER)
+    assert pair.decisions() == ((1, 71), (-1, 51)), "or before its name arrives"
+    pair.b.adopt_sync(sync, primary=False)
+    pair.b.adopt_final(told, primary=False)
+    pair.a.close_tracking()
+    assert pair.a.masked() == pair.b.masked()
+
+
+def test_only_an_ancestor_can_be_tracked_and_only_if_nothing_is() -> None:
+    for slots in ((A1, 0, S0, A0), (A1, S0, A0, 4), (A0, 0, S0, 4)):
+        uuids = UuidSet(*slots)
+        assert not uuids.track_ancestor(A0)
+        assert uuids == UuidSet(*slots)
+
+
 def test_a_clean_role_switch_changes_nothing_but_the_marks() -> None:
     pair = synchronised()
     pair.a.mark_role(primary=False)
