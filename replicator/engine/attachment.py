@@ -209,9 +209,7 @@ class Attachment:
     def _attached(self, flags: Flags, done: AdminDone) -> None:
         """The metadata is marked unclean: the disk may be used, in the state that its flags tell."""
         volume = self._volume
-        if volume.state.conn is Conn.WFReportParams:
-            # This node has reported that it has no disk. The handshake ends with that, then comes
-            # another about the disk; or the connection ends.
+        if self._too_early:
             self._attach_later(flags, done)
             return
         self._attaching = None
@@ -230,6 +228,15 @@ class Attachment:
         else:
             volume.change(disk=disk)
         done(None)
+
+    @property
+    def _too_early(self) -> bool:
+        """This node has reported that it has no disk, and the handshake is to end with that before
+        there is another about the disk; or a disk that it had just before, and has dropped, and
+        what the peer makes of that one must not be taken for an answer about this. Unless the
+        connection ends."""
+        state, exchange = self._volume.state, self._volume.exchange
+        return state.conn is Conn.WFReportParams or exchange.answer_due
 
     def completed_without_disk(self) -> None:
         """The application was told that a write is done, or stable, which only the peer has so. It may
@@ -275,9 +282,11 @@ class Attachment:
         def look() -> None:
             nonlocal looks
             looks += 1
+            if looks == HANDSHAKE_WAITS_MAX:
+                volume.exchange.answer_due = False  # there will be none
             if self._attaching is not token:
                 done(self._detached_meanwhile())
-            elif volume.state.conn is not Conn.WFReportParams:
+            elif not self._too_early:
                 self._attached(flags, done)
             elif looks < HANDSHAKE_WAITS_MAX:
                 volume.resource.clock.call_later(HANDSHAKE_WAIT, look)

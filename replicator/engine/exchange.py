@@ -74,6 +74,8 @@ class Exchange:
         self._preparing = False
         self._early_uuid: int | None = None
         """Name of a resync for which this node is not ready yet."""
+        self.answer_due = False
+        """The peer has not told yet what it makes of the disk that was announced last."""
 
     @property
     def _link(self) -> Link | None:
@@ -91,6 +93,7 @@ class Exchange:
         self._round += 1
         self._preparing = False
         self._early_uuid = None
+        self.answer_due = False
 
     def state_changed(self, old: StateWord, new: StateWord) -> None:
         """The volume's state changed: the resync whose name came early may have come to nothing."""
@@ -116,6 +119,8 @@ class Exchange:
     def announce_disk(self) -> None:
         """A disk was attached while connected: sizes, UUIDs, and the state Negotiating."""
         self.decided = False
+        # A kernel may have nothing to tell.
+        self.answer_due = bool(self._link and self._link.peer_extension)
         # Those that the peer sends when it hears of the disk count: it may have begun a generation.
         self.peer_uuids = None
         self.send_sizes()
@@ -266,8 +271,10 @@ class Exchange:
             volume.resource.refuse_peer(f"{volume.name}: the peer reports its disk as DUnknown")
             return
         nameless = self.peer_uuids is None and peer.disk >= Disk.Negotiating
-        if nameless and volume.store is not None and volume.state.disk is not Disk.Negotiating:
+        if nameless and volume.state.disk > Disk.Negotiating:
             raise WireError(f"STATE with disk {peer.disk.name}: expected its UUIDS first")
+        if self.peer_uuids is not None or peer.disk < Disk.Negotiating:
+            self.answer_due = False
         isp = peer.aftr_isp or peer.user_isp
         if self._ends_resync(peer):
             if volume.state.conn in SOURCE and not self._refuses_second_primary(peer):
@@ -449,8 +456,8 @@ class Exchange:
 
     def _serve(self, verdict: Verdict) -> None:
         """If this is to be a full resync, its marks are on stable storage."""
-        assert self._volume.store is not None
-        if verdict.full and self._volume.store.uuids.track_ancestor(verdict.peer.current):
+        store = self._volume.store
+        if store and verdict.full and store.uuids.track_ancestor(verdict.peer.current):
             self._volume.write_superblock()
         self._send_bitmap()
 

@@ -7,7 +7,7 @@ import errno
 
 import pytest
 
-from protocol.states import Disk
+from protocol.states import Conn, Disk
 from tests.simulation.pair import MIB, Pair
 
 
@@ -64,3 +64,27 @@ def test_a_disk_that_fails_as_the_peers_bitmap_is_on_its_way_costs_no_connection
     alice.do(lambda done: alice.attach(0, done))
     pair.settle()
     assert alice.data() == bob.data()
+
+
+def test_what_the_peer_makes_of_a_disk_that_has_gone_is_not_taken_for_an_answer_about_the_next():
+    pair = Pair()
+    pair.up_synced()
+    alice, bob = pair.alice, pair.bob
+    alice.secondary()
+    alice.do(lambda done: alice.r.detach(0, True, done))
+    pair.network.break_all()
+    pair.run_until(lambda: alice.is_(Conn.Connected) and bob.is_(Conn.Connected))
+    ours, theirs = (
+        next(c for c in pair.network.channels if c.owner == n) for n in ("alice", "bob")
+    )
+    theirs.slowness = 2000.0
+    alice.do(lambda done: alice.attach(0, done))
+    pair.run_until(lambda: bob.is_(pdsk=Disk.UpToDate))
+    alice.do(lambda done: alice.r.detach(0, True, done))
+    pair.run_until(lambda: bob.is_(pdsk=Disk.Diskless))
+    ours.slowness = 5000.0
+    known: list[Disk] = []
+    when_it_becomes(alice.volume(), Disk.UpToDate, lambda: known.append(bob.volume().state.pdsk))
+    alice.attach(0, lambda _error: None)
+    pair.settle()
+    assert known == [Disk.UpToDate]

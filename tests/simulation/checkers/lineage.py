@@ -81,6 +81,8 @@ class Lineage:
             self._put_back.discard(name)
             self._half_made.clear()
         self._note_force(name, before, now)
+        if before is not None and before.disk >= Disk.Negotiating > now.disk:
+            self._verdicts.clear()
         parted = before is not None and before.conn >= Conn.Connected > now.conn
         if parted:
             self._own[name] = None
@@ -220,8 +222,12 @@ class Lineage:
         return sorted(self.eras[name] - self.eras[OTHER[name]])
 
     def _unlike_the_peer(self, event: Decided) -> list[str]:
-        """The first verdicts of both nodes on one connection have to be each other's mirror image. A
-        node may refuse what the other would do, for reasons of its own."""
+        """The first verdicts of both nodes on one connection, or since one of them has lost its disk there,
+        have to be each other's mirror image. A node may refuse what the other would do, for reasons of
+        its own. About a disk that has gone since it was announced there is nothing to agree on."""
+        peer = self._states[OTHER[event.node]]
+        if peer is not None and peer.disk < Disk.Negotiating:
+            return []
         verdicts = self._verdicts.setdefault(event.link, {})
         if event.node in verdicts:
             return []
