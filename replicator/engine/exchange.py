@@ -455,8 +455,7 @@ class Exchange:
             resource.volume_connected(volume)
 
     def _serve(self, verdict: Verdict) -> None:
-        """If this is to be a full resync, its marks are on stable storage."""
-        store = self._volume.store
+        store = self._volume.store  # which has the marks of a full resync on stable storage
         if store and verdict.full and store.uuids.track_ancestor(verdict.peer.current):
             self._volume.write_superblock()
         self._send_bitmap()
