@@ -167,6 +167,8 @@ def network_cut_in_a_packet(stage: Stage) -> Iterator[None]:
     towards = stage.rng.choice((stage.primary, stage.peer)).name
     stage.network.cut_after(kind, towards, stage.rng.randrange(1, most))
     yield
+    # Later faults may need a peer that stays.
+    stage.network.cut_no_more()
 
 
 def network_stalled(stage: Stage) -> Iterator[None]:

@@ -97,6 +97,15 @@ class FaultyNetwork:
 
         self._loop.call_soon_threadsafe(now)
 
+    def cut_no_more(self) -> None:
+        """What `cut_after` has not ended yet may go on."""
+
+        def now() -> None:
+            for link in self._links:
+                link.left.clear()
+
+        self._loop.call_soon_threadsafe(now)
+
     def stall(self, kind: str, towards: str) -> None:
         """Pass nothing more of that kind towards that node, and keep all that comes."""
         self._stalled.add((kind, towards))
