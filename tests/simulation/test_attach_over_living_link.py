@@ -10,6 +10,8 @@ import pytest
 from protocol.states import Conn, Disk
 from tests.simulation.pair import MIB, Pair
 
+pytestmark = pytest.mark.python_engine
+
 
 @pytest.fixture
 def pair():
