@@ -209,8 +209,14 @@ class Attachment:
     def _attached(self, flags: Flags, done: AdminDone) -> None:
         """The metadata is marked unclean: the disk may be used, in the state that its flags tell."""
         volume = self._volume
+        assert volume.store is not None
         if self._too_early:
             self._attach_later(flags, done)
+            return
+        # The connection over which it was to be compared may have ended since.
+        if error := self._refusal(volume.store):
+            self._abandon()
+            done(error)
             return
         self._attaching = None
         volume.negotiated_disk = disk_state_of(flags, volume.settings.disk.fencing)

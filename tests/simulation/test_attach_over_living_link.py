@@ -90,3 +90,22 @@ def test_what_the_peer_makes_of_a_disk_that_has_gone_is_not_taken_for_an_answer_
     alice.attach(0, lambda _error: None)
     pair.settle()
     assert known == [Disk.UpToDate]
+
+
+def test_a_disk_that_is_to_be_compared_is_not_used_unseen_if_the_connection_ends_before(pair):
+    alice = pair.alice
+    refused = []
+    alice.attach(0, refused.append)
+    pair.run_until(lambda: alice.volume().store is not None)
+    assert alice.is_(Conn.Connected, disk=Disk.Attaching)
+    pair.network.cut = {"alice", "bob"}
+    pair.network.break_all()
+    pair.run(1)
+    assert alice.is_(disk=Disk.Diskless)
+    assert "can only attach to the data that is in use" in f"{refused[0]}"
+    pair.network.cut = set()
+    pair.run_until(lambda: alice.is_(Conn.Connected))
+    alice.do(lambda done: alice.attach(0, done))
+    pair.settle()
+    assert alice.read(MIB, 4096) == b"a" * 4096
+    assert alice.data() == pair.bob.data()
