@@ -17,9 +17,6 @@ from struct import Struct
 from typing import Final, NamedTuple
 
 from protocol.commands import (
-    MAX_DATA,
-    MAX_SECTORS,
-    MAX_TRIM,
     SPECS,
     Command,
     command_name,
@@ -36,6 +33,7 @@ from protocol.errors import (
 )
 from protocol.lent import lend
 from protocol.packets import MAGIC_80, MAGIC_100
+from protocol.quick import FRAME_SIZE, block
 
 _MAGIC_95 = 0x835A
 _H80_UNPACK = Struct(">IHH").unpack_from
@@ -44,8 +42,6 @@ _MAGIC_UNPACK: Final = Struct(">I").unpack_from
 _BLOCK_UNPACK: Final = Struct(">IHHIIQQII").unpack_from
 _H80_SIZE = 8
 _H100_SIZE = 16
-_BLOCK_SIZE: Final = 24
-_BLOCK_FRAME_SIZE: Final = _H100_SIZE + _BLOCK_SIZE
 _SOCKETS = {"d": "data socket", "m": "meta socket"}
 
 
@@ -57,6 +53,7 @@ DIRECT: Final = WITH_DATA | {int(Command.WRITE_ACK), int(Command.RECV_ACK)}
 LARGE: Final = 128 * 1024
 """Bytes of data that are received where they stay, if the rest of a frame has not come yet. For less it
 is not worth the memory's being cleared first."""
+
 
 Block = tuple[int, int, int, int, int, int, bytes | memoryview]
 """Command, volume, sector, block id, two numbers (with data: sequence number and flags; acknowledgements:
@@ -94,6 +91,8 @@ class FrameReader:
         self._missing = memoryview(b"")
         self._error: WireError | None = None
         self._bounds: dict[int, tuple[int, int]] = {}
+        self._direct = 0
+        """Bit n: command n is one for next_block()."""
         self.socket = socket
 
     @property
@@ -184,35 +183,32 @@ class FrameReader:
         cost. None: nothing has been taken, ask next_frame()."""
         if self._large is not None:
             return self._take_large()
-        chunk, at = self._chunk, self._at
-        if not self._h100 or len(chunk) - at < _BLOCK_FRAME_SIZE or self._error is not None:
+        if self._error is not None:
             return None
-        magic, volume, command, length, pad, sector, block_id, third, fourth = _BLOCK_UNPACK(
-            chunk, at
+        found = block(self._chunk, self._at, self._direct)
+        if found is None:
+            return None
+        if isinstance(found, int):
+            return self._cut_block(found)
+        self._need = 0
+        self._at += FRAME_SIZE + len(found[6])
+        if self._at == len(self._chunk):
+            self._all_taken()
+        return found
+
+    def _cut_block(self, length: int) -> Block | None:
+        """A frame of so many bytes, some of which are in later pieces or have not come."""
+        end = self._at + length
+        size = length - FRAME_SIZE
+        _, volume, command, _, _, sector, block_id, third, fourth = _BLOCK_UNPACK(
+            self._chunk, self._at
         )
-        if magic != MAGIC_100 or pad or command not in DIRECT or command not in self._bounds:
-            return None
-        end = at + _H100_SIZE + length
-        if length == _BLOCK_SIZE:
-            size = third
-            if command in WITH_DATA:
-                return None
-        else:
-            size = length - _BLOCK_SIZE
-            if command not in WITH_DATA or not 0 < size <= MAX_DATA:
-                return None
-        if size & 511 or size > MAX_TRIM or sector + (size >> 9) > MAX_SECTORS:
-            return None
-        if end - len(chunk) > self._later_size:
+        if end - len(self._chunk) > self._later_size:
             if size >= LARGE:
                 self._begin_large((command, volume, sector, block_id, third, fourth), size)
             return None
         self._need = 0
-        if end <= len(chunk):
-            data = chunk[at + _BLOCK_FRAME_SIZE : end]
-            self._at = end
-        else:
-            data = self._take_across(at + _BLOCK_FRAME_SIZE, end)
+        data = self._take_across(self._at + FRAME_SIZE, end)
         if self._at == len(self._chunk):
             self._all_taken()
         return command, volume, sector, block_id, third, fourth, data
@@ -222,7 +218,7 @@ class FrameReader:
         self._missing = lend(size)
         self._large = (*head, self._missing)
         self._need = 0
-        pieces = [self._chunk[self._at + _BLOCK_FRAME_SIZE :], *self._later]
+        pieces = [self._chunk[self._at + FRAME_SIZE :], *self._later]
         self._chunk, self._at = b"", 0
         self._later.clear()
         self._later_size = 0
@@ -316,6 +312,8 @@ class FrameReader:
             and (not self._socket or self._socket in spec.socket)
             and (self._extensions or not spec.name.endswith("EXTENSION"))
         }
+        # All of them are packets of the h100 header.
+        self._direct = sum(1 << command for command in DIRECT if command in self._bounds)
 
 
 def _bad_magic(magic: int, wanted: int) -> BadMagic:

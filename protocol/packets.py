@@ -52,6 +52,7 @@ from protocol.messages import (
     Uuids,
     WriteSame,
 )
+from protocol.quick import MAGIC_100, block_ack, data_packet
 
 __all__ = [
     "IN_SYNC",
@@ -87,13 +88,13 @@ __all__ = [
     "block_request",
     "command_name",
     "data_header",
+    "data_packet",
     "decode",
     "encode",
     "encode_h80",
 ]
 
 MAGIC_80 = 0x83740267
-MAGIC_100 = 0x8620EC20
 
 _H80 = Struct(">IHH")
 _H100 = Struct(">IHHII")
@@ -120,11 +121,6 @@ def data_header(
         _block_frame_pack(MAGIC_100, volume, command, length, 0, sector, block_id, seq, flags)
         + digest
     )
-
-
-def block_ack(volume: int, command: int, sector: int, block_id: int, size: int, seq: int) -> bytes:
-    """A whole frame of any command that carries a BlockAck."""
-    return _block_frame_pack(MAGIC_100, volume, command, 24, 0, sector, block_id, size, seq)
 
 
 def block_request(

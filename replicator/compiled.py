@@ -30,16 +30,17 @@ PURE = "REPLICATOR_PURE"
 """Set and not empty in the environment: Python modules only."""
 
 _PROTOCOL = (
-    "bitmaps commands digests errors extensions features framing layouts messages packets states"
+    "bitmaps commands digests errors extensions features framing layouts messages packets quick"
+    " states"
 )
 _ENGINE = (
     "activity_log application block_answers congestion counters disk_writes dispatch intervals"
-    " link pacing peer_reads peer_writes ports replication requests resync resync_digest"
+    " link pacing peer_reads peer_writes ports replication requests resource resync resync_digest"
     " resync_source settings store transfer_log volume watched_disk zeroes"
 )
 _METADATA = "activity_log bitmap layout"
-_RUNTIME = "calls disk disk_ops inner net"
-_NBD = "connection inbox transmission wire"
+_RUNTIME = "calls clock disk disk_ops inner net syscalls"
+_NBD = "connection inbox quick transmission wire"
 MODULES = (
     *(f"protocol.{name}" for name in _PROTOCOL.split()),
     *(f"replicator.engine.{name}" for name in _ENGINE.split()),
@@ -89,6 +90,12 @@ class Selection(NamedTuple):
 DATA_PATH = Selection("compiled", "make setup", MODULES, SOURCES, SINGLE_SOURCES)
 
 
+def by_hand(name: str) -> Path | None:
+    """The C file beside a module whose twin is written by hand; None: it is made by mypyc."""
+    file = ROOT / (name.replace(".", "/") + ".c")
+    return file if file.is_file() else None
+
+
 class Twin(NamedTuple):
     """directory: where the compiled modules are, or None, and then why there is nothing to use."""
 
@@ -134,7 +141,7 @@ def place(root: Path = ROOT, selection: Selection = DATA_PATH) -> Path:
     digest = hashlib.sha256(EXTENSION_SUFFIXES[0].encode())
     files = [root / name for name in selection.files]
     for folder in selection.folders:
-        files += sorted((root / folder).glob("*.py"))
+        files += sorted((root / folder).glob("*.py")) + sorted((root / folder).glob("*.c"))
     for file in files:
         text = file.read_bytes()
         digest.update(f"\n{file.relative_to(root)} {len(text)}\n".encode() + text)

@@ -35,7 +35,8 @@ def compile_all(here: Path, selection: compiled.Selection) -> None:
     from mypyc.build import mypycify
     from setuptools import Extension, setup
 
-    files = [name.replace(".", "/") + ".py" for name in selection.modules]
+    by_hand = {name: file for name in selection.modules if (file := compiled.by_hand(name))}
+    files = [name.replace(".", "/") + ".py" for name in selection.modules if name not in by_hand]
     extensions: list[Extension] = mypycify(
         ["--strict", "--config-file", "setup.cfg", *files],
         opt_level=OPTIMISATION,
@@ -44,6 +45,10 @@ def compile_all(here: Path, selection: compiled.Selection) -> None:
         target_dir=str(here / "c"),
         group_name=selection.library.removesuffix("__mypyc"),
     )
+    extensions += [
+        Extension(name, [f"{file.relative_to(compiled.ROOT)}"], extra_compile_args=["-O2", "-Wall"])
+        for name, file in by_hand.items()
+    ]
     setup(
         name="replicator-compiled",
         packages=[],

@@ -16,6 +16,7 @@ import errno
 from typing import Final, NamedTuple
 
 from nbd_plugin.native.inbox import LARGE, Inbox
+from nbd_plugin.native.quick import plain_requests
 from nbd_plugin.native.wire import (
     CMD_BLOCK_STATUS,
     CMD_DISC,
@@ -115,7 +116,12 @@ class Transmission:
         self.waiting = self.more = False
         if self._pending is not None and not self._finish_payload(requests):
             return requests
-        budget -= sum(request.cost for request in requests)
+        if requests:
+            budget -= sum(request.cost for request in requests)
+        elif not (self._skip or self._read_only or self.ended is not None):
+            requests, inbox.start, budget = plain_requests(
+                inbox.buffer, inbox.start, inbox.end, self._size, budget, AT_ONCE, Request
+            )
         while self.ended is None:
             if len(requests) >= AT_ONCE and inbox.has_room:
                 self.more = True

@@ -11,11 +11,12 @@ from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Final
 
+from nbd_plugin.native import quick
+
 INIT_MAGIC: Final = b"NBDMAGIC"
 OPTION_MAGIC: Final = b"IHAVEOPT"
 OPTION_REPLY_MAGIC: Final = 0x0003E889045565A9
 REQUEST_MAGIC: Final = 0x25609513
-SIMPLE_REPLY_MAGIC: Final = 0x67446698
 STRUCTURED_REPLY_MAGIC: Final = 0x668E33EF
 
 STRING_MAX: Final = 4096
@@ -34,7 +35,6 @@ CLIENT_FLAGS: Final = Struct(">I")
 OPTION: Final = Struct(">8sII")
 OPTION_REPLY: Final = Struct(">QIII")
 REQUEST: Final = Struct(">IHHQQI")
-SIMPLE_REPLY: Final = Struct(">IIQ")
 CHUNK: Final = Struct(">IHHQI")
 DATA_CHUNK: Final = Struct(">IHHQIQ")
 ERROR_CHUNK: Final = Struct(">IHHQIIH")
@@ -188,7 +188,7 @@ def text_info(kind: Info, value: str) -> bytes:
 
 def simple_reply(cookie: int, code: int) -> bytes:
     """code: an errno or 0. For all requests but READ and BLOCK_STATUS, and for a failed READ."""
-    return SIMPLE_REPLY.pack(SIMPLE_REPLY_MAGIC, wire_errno(code), cookie)
+    return quick.simple_reply(cookie, wire_errno(code))
 
 
 def data_header(cookie: int, offset: int, length: int) -> bytes:

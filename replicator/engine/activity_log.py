@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable
+from typing import Final
 
 from replicator.engine.ports import Disk
 from replicator.metadata.activity_log import (
@@ -22,7 +23,7 @@ from replicator.metadata.activity_log import (
 )
 from replicator.metadata.layout import Geometry
 
-EXTENT_SHIFT = 13
+EXTENT_SHIFT: Final = 13
 EXTENT_SECTORS = 1 << EXTENT_SHIFT
 """4 MiB in sectors."""
 

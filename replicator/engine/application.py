@@ -18,7 +18,7 @@ from collections.abc import Callable
 from enum import Enum
 from errno import EINVAL, EIO, EROFS
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from protocol.states import Conn, Disk, Role
 from replicator.engine.activity_log import EXTENT_SHIFT, extents
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from replicator.engine.activity_log import ActivityLog
     from replicator.engine.volume import Volume
 
-OK, PENDING, FAILED = Part.OK, Part.PENDING, Part.FAILED
+WRITE: Final = Kind.WRITE
+OK: Final = Part.OK
+PENDING: Final = Part.PENDING
+FAILED: Final = Part.FAILED
 TARGET = frozenset({Conn.SyncTarget, Conn.PausedSyncT})
 HOLDING = frozenset({Conn.WFBitMapT, Conn.WFSyncUUID})
 """Connection states in which new application I/O waits (generations: 6.3)."""
@@ -99,16 +102,8 @@ class Application:
         view = memoryview(data)
         for start in range(0, length, MAX_DATA):
             part = bytes(view[start : start + MAX_DATA])
-            self._accept(
-                Write(
-                    self._volume,
-                    Kind.WRITE,
-                    (offset + start) >> 9,
-                    len(part) >> 9,
-                    part,
-                    joined.part_done,
-                )
-            )
+            sector = (offset + start) >> 9
+            self._accept(Write(self._volume, WRITE, sector, len(part) >> 9, part, joined.part_done))
 
     def write_held(self, write: Write) -> None:
         """As write(), for a range that the caller has locked (`write.hold`) and gives up to it."""
@@ -229,7 +224,7 @@ class Application:
             volume.locks.release(hold)
             return False
         payload = data if type(data) is bytes else bytes(data)
-        write = Write(volume, Kind.WRITE, sector, nsectors, payload, partial(self._answered, done))
+        write = Write(volume, WRITE, sector, nsectors, payload, partial(self._answered, done))
         write.hold = hold
         if log is not None:
             write.al = (log, extent, extent)

@@ -9,7 +9,7 @@ What this file must not know: what the packets lead to.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from protocol import digests
 from protocol.errors import WireError
@@ -35,6 +35,9 @@ if TYPE_CHECKING:
     from replicator.engine.peer_writes import PeerWrites
     from replicator.engine.resource import Resource
     from replicator.engine.volume import Volume
+
+WRITE: Final = Kind.WRITE
+PRIMARY: Final = Role.Primary
 
 SKIPPED_FOR_UNKNOWN_VOLUMES = frozenset(
     {Command.SYNC_PARAM89, Command.SIZES, Command.UUIDS, Command.STATE}
@@ -80,9 +83,7 @@ def dispatch_block(resource: Resource, block: Block) -> None:
     if command == DATA:
         nsectors = len(data) >> 9
         _in_range(volume, command, sector, nsectors)
-        _receiver(volume, command).write(
-            volume, Kind.WRITE, sector, nsectors, data, block_id, fourth
-        )
+        _receiver(volume, command).write(volume, WRITE, sector, nsectors, data, block_id, fourth)
     elif command == Command.RS_DATA_REPLY:
         volume.resync.got_data(sector, data)
     elif block_id == SYNCER_ID:
@@ -124,7 +125,7 @@ def _checked(volume: Volume, command: int, packet: Data) -> None:
 def _receiver(volume: Volume, command: int) -> PeerWrites:
     """Who takes a write of the peer. There are never two writers unless that is configured."""
     resource = volume.resource
-    if volume.state.role is Role.Primary and not resource.settings.net.allow_two_primaries:
+    if volume.state.role is PRIMARY and not resource.settings.net.allow_two_primaries:
         raise WireError(f"{Command(command).name}: the peer writes, although this node is Primary")
     assert resource.peer_writes is not None
     return resource.peer_writes

@@ -8,8 +8,9 @@ What this file must not know: what is done under a lock.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
-BUCKET_SHIFT = 8
+BUCKET_SHIFT: Final = 8
 """Ranges are filed under every 128 KiB bucket (2^8 sectors) that they touch."""
 
 

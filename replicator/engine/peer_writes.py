@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from errno import EIO
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from protocol.packets import BarrierAck, Command, DpFlags, block_ack, encode
 from protocol.states import Conn, Disk
@@ -39,12 +39,13 @@ if TYPE_CHECKING:
 
 PAGE = 4096
 
-SEND_RECEIVE_ACK = int(DpFlags.SEND_RECEIVE_ACK)
-SEND_WRITE_ACK = int(DpFlags.SEND_WRITE_ACK)
-RECV_ACK = int(Command.RECV_ACK)
-WRITE_ACK = int(Command.WRITE_ACK)
-NEG_ACK = int(Command.NEG_ACK)
-WRITE = Kind.WRITE
+SEND_RECEIVE_ACK: Final = int(DpFlags.SEND_RECEIVE_ACK)
+SEND_WRITE_ACK: Final = int(DpFlags.SEND_WRITE_ACK)
+RECV_ACK: Final = int(Command.RECV_ACK)
+WRITE_ACK: Final = int(Command.WRITE_ACK)
+NEG_ACK: Final = int(Command.NEG_ACK)
+WRITE: Final = Kind.WRITE
+INCONSISTENT: Final = Disk.Inconsistent
 
 
 class PeerWrite:
@@ -87,7 +88,7 @@ class PeerWrite:
         self.hold: Hold | None = None
         self.al: tuple[ActivityLog, int, int] | None = None
         self.disk: DiskPort | None = None
-        self.tracked = volume.state.pdsk < Disk.Inconsistent
+        self.tracked = volume.state.pdsk < INCONSISTENT
         """The sender had no disk when this came: the range is marked here, however it ends."""
 
 
@@ -264,7 +265,7 @@ class PeerWrites:
             volume.local_io_error("write for the peer", write.sector, errno, write.disk)
         elif not errno:
             volume.counters.written += write.nsectors
-            if write.tracked or volume.state.pdsk < Disk.Inconsistent:
+            if write.tracked or volume.state.pdsk < INCONSISTENT:
                 volume.mark_out_of_sync(write.sector, write.nsectors)
         if write.al is not None:
             log, first, last = write.al

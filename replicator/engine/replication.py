@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from errno import EIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from protocol import digests
 from protocol.errors import WireError
@@ -29,6 +29,7 @@ from protocol.packets import (
     Trim,
     block_request,
     data_header,
+    data_packet,
     encode,
 )
 from protocol.states import Conn, Disk
@@ -48,12 +49,14 @@ EPOCH_BYTES_MAX = 64 << 20
 NOT_QUEUED = 1 << 63
 """Stream position of what waits until a bitmap has been sent."""
 
-JOIN_MAX = 16 * 1024
+JOIN_MAX: Final = 16 * 1024
 """Bytes of data that are copied into one buffer with their header: cheaper than two buffers."""
 
-ACK_FLAGS = {"A": 0, "B": int(DpFlags.SEND_RECEIVE_ACK), "C": int(DpFlags.SEND_WRITE_ACK)}
-DATA = int(Command.DATA)
-NEG_ACK = int(Command.NEG_ACK)
+ACK_FLAGS: Final = {"A": 0, "B": int(DpFlags.SEND_RECEIVE_ACK), "C": int(DpFlags.SEND_WRITE_ACK)}
+DATA: Final = int(Command.DATA)
+WRITE: Final = Kind.WRITE
+UP_TO_DATE: Final = Disk.UpToDate
+NEG_ACK: Final = int(Command.NEG_ACK)
 
 
 class RemoteRead:
@@ -133,12 +136,12 @@ class Replication:
             self._arm_epoch_timer()
             self.log.add(write, self._resource.clock.now())
         # Where the local copy cannot be read the peer has to have it before it is read there.
-        both_good = volume.state.pdsk is volume.state.disk is Disk.UpToDate
+        both_good = volume.state.pdsk is volume.state.disk is UP_TO_DATE
         flags = ACK_FLAGS[self._protocol if both_good else "C"]
         write.block_id = self._take_id()
         volume.sequence = (volume.sequence + 1) & 0xFFFFFFFF
         self._send_packet(link, write, flags)
-        volume.counters.sent += write.nsectors if write.kind is Kind.WRITE else 0
+        volume.counters.sent += write.nsectors if write.kind is WRITE else 0
         if flags:
             self.log.by_id[write.block_id] = write
         else:
@@ -147,7 +150,7 @@ class Replication:
         if (
             len(epoch.writes) >= self.log.max_epoch_size
             or self._epoch_bytes >= self._epoch_bytes_max
-            or (write.kind is not Kind.WRITE and not link.peer_extension)
+            or (write.kind is not WRITE and not link.peer_extension)
         ):
             self.close_epoch()
         if self.congestion.watching:
@@ -171,9 +174,17 @@ class Replication:
 
     def _send_packet(self, link: Link, write: Write, flags: int) -> None:
         volume = write.volume
-        if write.kind is Kind.WRITE:
+        if write.kind is WRITE:
             data = write.data
             length = len(data)
+            self._epoch_bytes += length
+            if length <= JOIN_MAX and not self._integrity and isinstance(data, bytes):
+                link.send_data(
+                    data_packet(
+                        volume.number, write.sector, write.block_id, volume.sequence, flags, data
+                    )
+                )
+                return
             digest = digests.digest(self._integrity, data) if self._integrity else b""
             header = data_header(
                 volume.number,
@@ -190,7 +201,6 @@ class Replication:
             else:
                 link.send_data(header)
                 link.send_data(data)
-            self._epoch_bytes += length
             return
         # Where the peer did not agree on ZEROES, TRIM is defined to read as zeroes.
         zeroes = link.with_zeroes and write.kind is not Kind.TRIM

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from replicator.engine.activity_log import ActivityLog
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from replicator.engine.transfer_log import Epoch
     from replicator.engine.volume import Volume
 
-MAX_DATA = 1 << 20
+MAX_DATA: Final = 1 << 20
 """Largest write in one P_DATA, bytes (protocol 100 and newer)."""
-MAX_ZERO = 128 << 20
+MAX_ZERO: Final = 128 << 20
 """Largest range in one P_TRIM or P_ZEROES, bytes, where WSAME was agreed."""
 
 

@@ -34,6 +34,7 @@ from typing import Final
 from replicator.engine.ports import Buffer, Done, ReadDone
 from replicator.runtime import disk_ops
 from replicator.runtime.direct_io import DirectFile
+from replicator.runtime.syscalls import write_burst
 from replicator.runtime.turns import TurnLoop, soon_on, soon_threadsafe_on
 
 READ_THREADS = 2
@@ -66,7 +67,7 @@ FLUSH = "flush"
 DURABLE = "durable"
 
 
-@dataclass(slots=True)
+@dataclass
 class DiskCounters:
     """What a disk has done since it was opened; times are not kept."""
 
@@ -319,41 +320,39 @@ class FileDisk:
             return False
         if self._inline_writes:
             return self._inline_bytes + length <= INLINE_BATCH_MAX
-        if self._between_turns or turns.time() < self._rest_until:
+        if self._between_turns or (self._rest_until and turns.time() < self._rest_until):
             return False
         self._between_turns = True
-        turns.between_turns(self._write_inline, self._written_inline)
+        turns.inner.between_turns(self._write_inline, self._written_inline)
         return True
 
-    def _write_inline(self) -> tuple[list[Completion], list[_Write], float]:
-        """Between two turns: write as long as it is quick. Completions, what is left, seconds."""
+    def _write_inline(self) -> tuple[list[_Write], list[int], float]:
+        """Between two turns: write as long as it is quick. The writes, results of those made, seconds."""
         writes, self._inline_writes = self._inline_writes, []
         self._inline_bytes = 0
-        completions: list[Completion] = []
-        started = time.monotonic()
-        taken = 0.0
-        for offset, data, done in writes:
-            completions.append(partial(done, self._write_now(offset, data)))
-            taken = time.monotonic() - started
-            if taken > SLOW_SECONDS:
-                break
-        count = len(completions)
-        self.counters.writes_inline += count
-        return completions, writes[count:], taken
+        results, taken = write_burst(self._fd, writes, SLOW_SECONDS)
+        # After the writes and before their completions: see _sync_now.
+        self._unsynced = True
+        return writes, results, taken
 
-    def _written_inline(self, outcome: tuple[list[Completion], list[_Write], float]) -> None:
+    def _written_inline(self, outcome: tuple[list[_Write], list[int], float]) -> None:
         """Back on the loop."""
-        completions, left, taken = outcome
+        writes, results, taken = outcome
+        count = len(results)
         self._between_turns = False
+        self.counters.writes_inline += count
         if taken > SLOW_SECONDS:
             self._rest_until = self._loop.time() + REST_SECONDS
-        for offset, data, done in left:
-            self._batches["write"].append(partial(self._do_write, offset, data, done))
-        if left:
+        if count < len(writes):
+            for offset, data, done in writes[count:]:
+                self._batches["write"].append(partial(self._do_write, offset, data, done))
             self._dispatch()
         if self._stopped:
             self._stop_lanes()
-        self._completions.extend(completions)
+        for number, result in enumerate(results):
+            if result:
+                self.counters.errors += 1
+            self._completions.append(partial(writes[number][2], result))
         self._deliver()
 
     # Submitting, on the loop's thread.

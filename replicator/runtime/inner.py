@@ -13,6 +13,7 @@ Rules:
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -25,6 +26,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from replicator.runtime.calls import Calls
+from replicator.runtime.syscalls import receive, send
 
 Buffer = bytes | bytearray | memoryview
 Action = Callable[[], None]
@@ -44,6 +46,9 @@ PARTS_MAX: Final = 1024
 """Buffers that one system call takes (IOV_MAX)."""
 
 WRITE_HIGH: Final = 64 * 1024
+
+AGAIN: Final = -errno.EAGAIN
+"""What the system answers when it has nothing, or no room."""
 
 
 class Driven(Protocol):
@@ -128,6 +133,12 @@ class InnerLoop:
                 if self._closed:
                     raise RuntimeError("the loop is closed")
                 os.eventfd_write(self._wake, 1)
+
+    def between_turns(self, call: Callable[[], Any], then: Callable[[Any], None]) -> None:
+        """See TurnLoop.between_turns()."""
+        self._calls.waiting.append((call, then))
+        if self.outer_runs:
+            self._leave()
 
     def lead(self, leader: int) -> Ends:
         """Turn after turn, with the calls between them, until something else has to be done."""
@@ -294,15 +305,14 @@ class Transport:
             return
         count = 0
         if not self._unsent_bytes:
-            try:
-                count = self._socket.send(data)
-            except BlockingIOError:
-                pass
-            except OSError as error:
-                self._end(error)
-                return
+            count = send(self._fd, data)
             if count == len(data):
                 return
+            if count < 0:
+                if count != AGAIN:
+                    self._failed(count)
+                    return
+                count = 0
         self._keep(data, count)
         self._wait_to_send()
 
@@ -366,12 +376,10 @@ class Transport:
             if not self._reading or self._closing or self._ended:
                 return
             space = driven.get_buffer(-1)
-            try:
-                count = self._socket.recv_into(space)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._end(error)
+            count = receive(self._fd, space)
+            if count < 0:
+                if count != AGAIN:
+                    self._failed(count)
                 return
             if count == 0:
                 self._peer_ended = True
@@ -389,12 +397,10 @@ class Transport:
         unsent = self._unsent
         while unsent and not self._ended:
             first = unsent[0]
-            try:
-                count = self._socket.send(first)
-            except BlockingIOError:
-                return
-            except OSError as error:
-                self._end(error)
+            count = send(self._fd, first)
+            if count < 0:
+                if count != AGAIN:
+                    self._failed(count)
                 return
             self._unsent_bytes -= count
             if count < len(first):
@@ -444,6 +450,10 @@ class Transport:
         if mask != self._mask:
             self._inner.watch(self._fd, self, self._mask, mask)
             self._mask = mask
+
+    def _failed(self, code: int) -> None:
+        """code: -errno."""
+        self._end(OSError(-code, os.strerror(-code)))
 
     def _end(self, error: OSError | None) -> None:
         if self._ended:

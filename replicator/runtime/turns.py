@@ -72,9 +72,7 @@ class TurnLoop(uvloop.Loop):
     def between_turns(self, call: Callable[[], T], then: Callable[[T], None]) -> None:
         """On the loop: run `call` when this turn is over, and then(its result) in a later turn.
         `call` runs outside the loop, and should do nothing but block; it must not raise."""
-        self._calls.waiting.append((call, then))
-        if self.inner.outer_runs:
-            self._leave_outer()
+        self.inner.between_turns(call, then)
 
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., Any], *args: Any, context: contextvars.Context | None = None

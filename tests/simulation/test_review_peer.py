@@ -343,6 +343,7 @@ def test_a_disconnect_whose_connection_breaks_first_stands_alone_all_the_same():
     assert pair.alice.is_(Conn.StandAlone)
 
 
+@pytest.mark.python_engine
 def test_a_promotion_does_not_slip_into_a_handshake():
     pair = Pair()
     uuids = synced_alice(pair)

@@ -54,6 +54,7 @@ def test_a_twin_of_these_sources_is_found(tree: Path) -> None:
     "name",
     [
         "protocol/framing.py",
+        "protocol/quick.c",  # a twin by hand
         "replicator/engine/application.py",
         "replicator/engine/roles.py",  # not compiled itself
         "replicator/errors.py",
