@@ -252,9 +252,22 @@ class DiskHistory(History):
 
     def _read(self) -> None:
         primary = self._primary()
-        if primary is None or self.split or self.discarded or len(self._primaries()) > 1:
+        if primary is not None:
+            self._read_at(primary, *self._place_to_read())
+            self.pair.run(self.rng.choice((0.0, 0.01)))
+
+    def _place_to_read(self) -> tuple[int, range]:
+        """Mostly where something has been written, and not long ago."""
+        volume, sectors = self._place()
+        written = list(self.accounts[volume].writes)[-64:]
+        if written and self.rng.random() < 0.8:
+            first = self.rng.choice(written)
+            sectors = range(first, min(first + len(sectors), self.pair.alice.data_size() >> 9))
+        return volume, sectors
+
+    def _read_at(self, primary: Node, number: int, sectors: range) -> None:
+        if self.split or self.discarded or len(self._primaries()) > 1:
             return
-        number, sectors = self._place()
         account = self.accounts[number]
         if self.powerless - {primary.name} and not primary.is_(disk=Disk.UpToDate):
             return  # it reads from a peer that may have lost what no flush has promised
@@ -265,7 +278,6 @@ class DiskHistory(History):
                 self._check_read(account, sectors, completed, data)
 
         primary.volume(number).read(sectors.start * 512, len(sectors) * 512, done)
-        self.pair.run(self.rng.choice((0.0, 0.01)))
 
     def _check_read(
         self, account: Account, sectors: range, completed: dict[int, int], data: bytes
@@ -330,25 +342,27 @@ class DiskHistory(History):
 
     def _attach_all(self, node: Node) -> None:
         for number, volume in node.r.volumes.items():
-            if volume.state.disk is not Disk.Diskless:
-                continue
-            self._note(f"  {node.name}/{number}")
-            # The peer may have begun a generation of its own for this Primary, unheard.
-            self.ambiguous = self.ambiguous or node.r.role is Role.Primary
-            torn = (node.name, number) in self.torn
-            if torn or self.protocol != "C" or node.r.role is not Role.Primary:
-                # What was completed without this disk is not on it. To applications that still run
-                # it must not show that.
-                self.accounts[number].forget_completions(node.name)
-            if torn:
-                # The system has dropped what it could not write.
-                self.torn.discard((node.name, number))
-                node.media[number].power_loss(self.pair.rng)
-                other = self._other(node)
-                if other.resource is None or other.volume(number).state.disk is not Disk.UpToDate:
-                    # Nor was it anywhere else, if it was the only good one.
-                    self.accounts[number].forget_completions(other.name)
-            self._try(partial(node.do, partial(node.attach, number), 60))
+            if volume.state.disk is Disk.Diskless:
+                self._before_attach(node, number)
+                self._try(partial(node.do, partial(node.attach, number), 60))
+
+    def _before_attach(self, node: Node, number: int) -> None:
+        self._note(f"  {node.name}/{number}")
+        # The peer may have begun a generation of its own for this Primary, unheard.
+        self.ambiguous = self.ambiguous or node.r.role is Role.Primary
+        torn = (node.name, number) in self.torn
+        if torn or self.protocol != "C" or node.r.role is not Role.Primary:
+            # What was completed without this disk is not on it. To applications that still run
+            # it must not show that.
+            self.accounts[number].forget_completions(node.name)
+        if torn:
+            # The system has dropped what it could not write.
+            self.torn.discard((node.name, number))
+            node.media[number].power_loss(self.pair.rng)
+            other = self._other(node)
+            if other.resource is None or other.volume(number).state.disk is not Disk.UpToDate:
+                # Nor was it anywhere else, if it was the only good one.
+                self.accounts[number].forget_completions(other.name)
 
     # --- resync -------------------------------------------------------------------------------
 

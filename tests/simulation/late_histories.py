@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from errno import EIO
 
-from protocol.states import Role
+from protocol.states import Disk, Role
 from tests.simulation import harsh_histories
 from tests.simulation.harsh_histories import HarshHistory
 from tests.simulation.pair import Node
@@ -23,7 +23,14 @@ WEIGHTS = {
     "half_made": 20,
     "fade": 30,
     "refuse": 20,
+    "come_and_go": 60,
 }
+MEANWHILE = (
+    *("break_connections", "cut", "kill", "power_loss", "survivor", "disconnect", "detach") * 2,
+    *("break_one", "lose_one_way", "fail_disk", "flush", "burst", "read", "start", "fail_over"),
+    *("attach", "invalidate", "invalidate_remote", "order", "promote_wrongly", "connect"),
+)
+"""What happens to a pair in which a disk is on its way out or in."""
 
 
 def refuse_writes(kind: str, _offset: int, _length: int) -> int:
@@ -160,3 +167,53 @@ class LateHistory(HarshHistory):
         self.pair.run(rng.choice((0.001, 0.01, 0.5)))
         other.disks[number].fails = None
         self._alone()
+
+    def _come_and_go(self) -> None:
+        """A disk is detached, missed and attached again, and something else happens before that has
+        come to its end. Then the same once more, maybe on the other node."""
+        if self._primary_in_sync() is None:
+            return
+        rng = self.rng
+        for _ in range(rng.choice((1, 1, 2))):
+            node, number = rng.choice(self.nodes), rng.randrange(self.volumes)
+            missed = (
+                self._take_and_give_back(node, number) if node.resource is not None else range(0)
+            )
+            what = rng.choice(MEANWHILE)
+            self._note(f"  meanwhile: {what}")
+            getattr(self, f"_{what}")()
+            self._alone()
+            self._pass_events()
+            primary = self._primary()
+            if primary is not None and missed:
+                self._read_at(primary, number, missed)
+        self.pair.run(rng.choice((0.0, 0.01, 1.0)))
+        self._alone()
+
+    def _take_and_give_back(self, node: Node, number: int) -> range:
+        """Order both, without waiting for their ends. Returns sectors that are written meanwhile."""
+
+        def attach() -> None:
+            node.attach(number, _ignore)
+
+        self._try(lambda: node.r.detach(number, False, _ignore))
+        self._pass_events()
+        primary, sectors = self._primary(), self._place()[1]
+        if primary is not None:
+            self._put(number, sectors, primary)
+        self._work()
+        self.pair.run(self.rng.choice((0.0, 0.001, 0.1)))
+        if node.resource is not None and node.volume(number).state.disk is Disk.Diskless:
+            self._before_attach(node, number)
+            self._try(attach)
+        self._pass_events()
+        return sectors
+
+    def _pass_events(self) -> None:
+        for _ in range(self.rng.choice((0, 1, 3, 9, self.rng.randrange(60)))):
+            self.pair.clock.step()
+        self._alone()
+
+
+def _ignore(_error: object) -> None:
+    """Who ordered it has gone."""
